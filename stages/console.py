@@ -1,0 +1,40 @@
+"""What a person sees of a stage: one clear sentence when it cannot go on, and a short summary when it is done."""
+
+import errno
+import signal
+import sys
+from collections.abc import Callable
+
+
+class Refusal(Exception):
+    """A sentence for the user: what is wrong, where, and what to do about it.
+
+    Raised wherever a stage finds that it cannot go on; `run_stage` prints it and exits with status 1.
+    """
+
+
+def run_stage(main: Callable[[], None]) -> None:
+    """Run a stage's `main` and turn what ends it early into one sentence and a non-zero exit status.
+
+    SIGTERM (a spot machine's notice, `kill`) is handled as Ctrl-C is: the stage unwinds, so that what was half
+    written is removed. Any other exception is a defect of this project and keeps its traceback.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        main()
+    except Refusal as refusal:
+        sys.exit(f"error: {refusal}")
+    except KeyboardInterrupt:
+        sys.exit("error: interrupted; run `dvc repro` again to go on")
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        sys.exit(f"error: the disk is full ({error.filename or 'while writing'}): free some space and run again")
+
+
+def summary(title: str, facts: dict[str, object]) -> None:
+    """Print `facts` (label -> value) as aligned lines under `title`."""
+    width = max(map(len, facts), default=0)
+    print(f"\n{title}")
+    for label, value in facts.items():
+        print(f"  {label:<{width}}  {value}")
