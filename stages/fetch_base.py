@@ -1,0 +1,34 @@
+"""fetch-base: make the base model's files available and record exactly which they are.
+
+Writes models/base/base.json. The weights stay where they are (the hub's cache, a folder, a per-user cache).
+"""
+
+from pathlib import Path
+
+from stages import base_model, llama_cpp
+from stages.console import run_stage, summary
+from stages.outputs import new_folder, write_json
+from stages.params import load_params
+
+
+def main() -> None:
+    model = load_params().model
+    folder = base_model.fetch(model)
+    # Found here, and not after hours of training: a tokenizer that llama.cpp does not know cannot become a GGUF.
+    llama_cpp.check_tokenizer(folder)
+    record = base_model.describe(model, folder)
+    with new_folder(Path("models/base")) as output:
+        write_json(output / base_model.RECORD, record)
+    summary(
+        "fetch-base",
+        {
+            "model": model.id,
+            "revision": model.revision or "-",
+            "files": len(record["files"]),
+            "weights": f"{base_model.weights_bytes(folder) / 1e9:.2f} GB",
+        },
+    )
+
+
+if __name__ == "__main__":
+    run_stage(main)
