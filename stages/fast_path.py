@@ -1,0 +1,76 @@
+"""The fast path of training on a GPU: packed rows, block-sparse attention, compiled layers, measured recomputation.
+
+What to call, in this order:
+
+1. `attention_implementation(device)` names the attention to load the model with; load it in NF4 with it.
+2. Build the adapter and the trainer (`SFTTrainer(..., peft_config=...)`) with `gradient_checkpointing=False`: the
+   recomputation below is part of the compiled layer, and twice would be once too often.
+3. `speed_up(trainer.model, recomputed_layers=...)`; then `trainer.train()`.
+
+Micro-batches are packs: one row of token ids, position ids that restart at 0 with each example and no attention mask,
+so that transformers derives a block-diagonal mask. Their length may vary; `pad_to_multiple_of=PACK_MULTIPLE` keeps
+the number of block masks and kernels small. Everything here runs on a CPU too, where it is slower than not using it.
+"""
+
+import functools
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from stages.nf4_linear import use_fast_linears
+
+PACK_MULTIPLE = 128  # flex_attention's block: a pack that ends inside a block costs the whole block anyway
+
+# What a layer keeps when it recomputes only what is cheap: the products and the attention, not norms and activations.
+EXPENSIVE = {
+    torch.ops.qlora.nf4_linear.default,
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.higher_order.flex_attention,
+}
+
+
+def attention_implementation(device: torch.device) -> str:
+    """The `attn_implementation` to load a model with: flex_attention, which skips the blocks between two examples of
+    a pack, where it can be compiled (CUDA), and sdpa elsewhere."""
+    return "flex_attention" if device.type == "cuda" else "sdpa"
+
+
+def speed_up(model: nn.Module, recomputed_layers: int, backend: str = "inductor") -> None:
+    """Compile the decoder layers of `model` (a PEFT model over NF4 weights), in place.
+
+    The first `recomputed_layers` layers keep nothing but their input for the backward pass and compute the rest of it
+    again (Chen et al., 2016, arXiv:1604.06174), except for the last product, which no gradient needs. The others keep
+    the results of their matrix products and of attention and recompute norms, rotations and activations. Compilation
+    happens at the first step, once for each of the two kinds, not once a layer.
+    """
+    use_fast_linears(model)
+    # Without this the first layer would be the only one whose input needs no gradient, and be compiled apart.
+    model.enable_input_require_grads()
+    recompute_all = torch.compile(_recompute_all, backend=backend)
+    recompute_cheap = torch.compile(_recompute_cheap, backend=backend)
+    for index, layer in enumerate(model.get_base_model().model.layers):
+        compiled = recompute_all if index < recomputed_layers else recompute_cheap
+        layer.forward = functools.partial(compiled, layer)
+
+
+def _recompute_all(layer: nn.Module, *args, **kwargs):
+    return checkpoint(functools.partial(type(layer).forward, layer, **kwargs), *args, use_reentrant=False)
+
+
+def _recompute_cheap(layer: nn.Module, *args, **kwargs):
+    forward = functools.partial(type(layer).forward, layer, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, context_fn=_keep_expensive)
+
+
+def _keep_expensive():
+    return create_selective_checkpoint_contexts(_policy)
+
+
+def _policy(context, operator, *args, **kwargs) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operator in EXPENSIVE else CheckpointPolicy.PREFER_RECOMPUTE

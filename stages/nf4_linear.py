@@ -1,0 +1,158 @@
+"""The 4-bit linear layer of the fast path: one operator for dequantization, the base product and LoRA.
+
+bitsandbytes and PEFT compute a QLoRA layer (Dettmers et al., "QLoRA", 2023, arXiv:2305.14314) as a dozen small
+operations. Under `torch.compile` that costs memory: the weight that the backward pass dequantizes depends on nothing
+that the backward pass computes, so the partitioner moves it into the forward pass and keeps it, 16 bits a weight. Here
+the layer is one opaque operator with a backward operator of its own. The compiler cannot look inside: it keeps the
+input of the layer and nothing else, and the weight is dequantized once a pass, by one kernel on a GPU.
+"""
+
+import bitsandbytes as bnb
+import torch
+from peft.tuners.lora.bnb import Linear4bit as LoraLinear4bit
+from torch import Tensor, nn
+
+NESTED_BLOCK = 256  # scales that share one second-level scale: fixed in bitsandbytes' double quantization
+
+
+def use_fast_linears(model: nn.Module) -> int:
+    """Let each 4-bit layer of `model`, with LoRA or without, compute through the one operator. Returns their number.
+
+    Call it when the adapter is in place (after `get_peft_model` or the trainer's constructor). Parameters, names and
+    what is saved stay as they are. A LoRA layer that the operator does not cover (dropout, DoRA, several adapters)
+    keeps PEFT's own forward pass over the fast base layer.
+    """
+    layers = 0
+    for module in model.modules():
+        if type(module) is LoraLinear4bit and _is_plain_lora(module):
+            module.__class__ = FastLoraLinear4bit
+        elif type(module) is bnb.nn.Linear4bit:
+            module.packed = _packed_weight(module)
+            module.__class__ = FastLinear4bit
+            layers += 1
+    return layers
+
+
+class FastLinear4bit(bnb.nn.Linear4bit):
+    """A frozen 4-bit layer; `packed` is its quantized weight as the operator takes it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (..., in_features) to (..., out_features), in the layer's compute dtype inside and x's outside."""
+        y = nf4_linear(x.to(self.compute_dtype), self.packed, self.out_features, None, None, 0.0)
+        return (y if self.bias is None else y + self.bias.to(y.dtype)).to(x.dtype)
+
+
+class FastLoraLinear4bit(LoraLinear4bit):
+    """A 4-bit layer with one LoRA adapter, without dropout."""
+
+    def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
+        """Map x (..., in_features) to (..., out_features): x W' + scale * x A' B' + bias."""
+        if self.disable_adapters or self.merged:
+            return super().forward(x, *args, **kwargs)
+        (name,) = self.active_adapters
+        base = self.base_layer
+        y = nf4_linear(
+            x.to(base.compute_dtype),
+            base.packed,
+            base.out_features,
+            self.lora_A[name].weight,
+            self.lora_B[name].weight,
+            self.scaling[name],
+        )
+        return (y if base.bias is None else y + base.bias.to(y.dtype)).to(x.dtype)
+
+
+def _is_plain_lora(module: LoraLinear4bit) -> bool:
+    if type(module.base_layer) not in (bnb.nn.Linear4bit, FastLinear4bit) or len(module.active_adapters) != 1:
+        return False
+    (name,) = module.active_adapters
+    is_certain = isinstance(module.lora_dropout[name], nn.Identity)
+    return name in module.lora_A and is_certain and not module.lora_variant and not module.lora_bias[name]
+
+
+def _packed_weight(module: bnb.nn.Linear4bit) -> list[Tensor]:
+    """The tensors of a quantized weight: codes, scales, value of each code and, if the scales are quantized as well,
+    their offset, scales and value of each code."""
+    weight, state = module.weight, module.weight.quant_state
+    packed = [weight.data.as_subclass(Tensor).view(torch.uint8), state.absmax, state.code]
+    return [*packed, state.offset, state.state2.absmax, state.state2.code] if state.nested else packed
+
+
+def dequantize(packed: list[Tensor], out_features: int, dtype: torch.dtype) -> Tensor:
+    """The (out_features, in_features) weight in `dtype`: the value of each 4-bit code times the scale of its block."""
+    codes, scales, values = packed[:3]
+    if codes.is_cuda:
+        from stages.nf4_kernel import dequantize_on_gpu
+
+        return dequantize_on_gpu(packed, out_features, dtype)
+    if len(packed) > 3:
+        offset, outer_scales, scale_values = packed[3:]
+        outer = outer_scales.repeat_interleave(NESTED_BLOCK)[: scales.numel()]
+        scales = scale_values[scales.int()] * outer + offset
+    codes = codes.view(-1)
+    pairs = torch.stack([codes >> 4, codes & 15], dim=-1)
+    blocks = values[pairs.int()].view(scales.numel(), -1)
+    return (blocks * scales[:, None]).to(dtype).view(out_features, -1)
+
+
+@torch.library.custom_op("qlora::nf4_linear", mutates_args=())
+def nf4_linear(
+    x: Tensor, packed: list[Tensor], out_features: int, lora_a: Tensor | None, lora_b: Tensor | None, scale: float
+) -> Tensor:
+    """x W' + scale * x A' B' for x (..., in), W (out, in) 4-bit, A (r, in), B (out, r); A and B may be absent."""
+    rows = x.reshape(-1, x.shape[-1])
+    weight = dequantize(packed, out_features, x.dtype)
+    if lora_a is None:
+        y = rows @ weight.t()
+    else:
+        # LoRA goes first and the large product is added in place: its epilogue reads what a separate sum would.
+        y = (rows @ lora_a.to(x.dtype).t()).mul_(scale) @ lora_b.to(x.dtype).t()
+        y.addmm_(rows, weight.t())
+    return y.view(*x.shape[:-1], out_features)
+
+
+@nf4_linear.register_fake
+def _(x, packed, out_features, lora_a, lora_b, scale):
+    return x.new_empty(*x.shape[:-1], out_features)
+
+
+@torch.library.custom_op("qlora::nf4_linear_backward", mutates_args=())
+def nf4_linear_backward(
+    grad: Tensor, x: Tensor, packed: list[Tensor], lora_a: Tensor | None, lora_b: Tensor | None, scale: float
+) -> list[Tensor]:
+    """Gradients of `nf4_linear`: [x] without LoRA, [x, A, B] with it; the weight is dequantized again."""
+    grads = grad.reshape(-1, grad.shape[-1])
+    weight = dequantize(packed, grad.shape[-1], grad.dtype)
+    if lora_a is None:
+        return [(grads @ weight).view(x.shape)]
+    rows, a, b = x.reshape(-1, x.shape[-1]), lora_a.to(x.dtype), lora_b.to(x.dtype)
+    grad_low = (grads @ b).mul_(scale)
+    grad_a = grad_low.t() @ rows
+    grad_b = grads.t() @ (rows @ a.t()).mul_(scale)
+    grad_x = grad_low @ a
+    grad_x.addmm_(grads, weight)
+    return [grad_x.view(x.shape), grad_a.to(lora_a.dtype), grad_b.to(lora_b.dtype)]
+
+
+@nf4_linear_backward.register_fake
+def _(grad, x, packed, lora_a, lora_b, scale):
+    grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return [grad_x] if lora_a is None else [grad_x, torch.empty_like(lora_a), torch.empty_like(lora_b)]
+
+
+def _keep_input(ctx, inputs, output):
+    x, packed, _, lora_a, lora_b, ctx.scale = inputs
+    ctx.has_lora = lora_a is not None
+    # Without LoRA the gradient needs x's shape alone, but a shape costs nothing only if x lives on elsewhere.
+    ctx.save_for_backward(x, *([lora_a, lora_b] if ctx.has_lora else []), *packed)
+
+
+def _backward(ctx, grad):
+    x, *rest = ctx.saved_tensors
+    lora_a, lora_b, *packed = rest if ctx.has_lora else [None, None, *rest]
+    grads = nf4_linear_backward(grad, x, packed, lora_a, lora_b, ctx.scale)
+    grad_x, grad_a, grad_b = grads if ctx.has_lora else [*grads, None, None]
+    return grad_x, [None] * len(packed), None, grad_a, grad_b, None
+
+
+nf4_linear.register_autograd(_backward, setup_context=_keep_input)
