@@ -1,0 +1,134 @@
+"""The verdict for one prediction, and what is kept for all predictions of one row."""
+
+from dataclasses import dataclass
+
+from sqlglot import exp
+
+from stages.sql.extract import extract
+from stages.sql.queries import (
+    is_fragile,
+    is_ordered,
+    normal_form,
+    parse,
+    plain_strings,
+    to_sqlite,
+    without_distinct,
+)
+from stages.sql.sandbox import Database, QueryError, clock
+from stages.sql.schema import SchemaError, read_schema
+from stages.sql.suite import Suite
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How one prediction did.
+
+    `strict`: the same rows as the gold query on every database (in order, if the gold query orders them). `lenient`:
+    strict, or the same rows once DISTINCT is taken out of both queries and no value is NULL. `exact`: the same text,
+    but for white space, case and a final semicolon. `valid`: it runs; otherwise `error` is the class.
+
+    `gold` is about the row, never about the prediction: None, "invalid" (the gold query or its schema does not run) or
+    "undetermined" (no database was found on which its result does not hang on the order of stored rows). For such rows
+    `strict` and `lenient` are False and mean nothing; `totals` leaves them out of those two rates.
+    """
+
+    strict: bool
+    lenient: bool
+    exact: bool
+    valid: bool
+    error: str | None
+    gold: str | None = None
+
+
+def is_exact(gold: str, prediction: str) -> bool:
+    """Whether the texts are the same but for white space, case and a final semicolon."""
+    one, other = (" ".join(sql.strip().rstrip(";").split()).casefold() for sql in (gold, prediction))
+    return one == other
+
+
+class Judge:
+    """Judges the predictions for one gold query. Its databases are made when they are first needed, and kept.
+
+    `gold` is the row's status (see Verdict).
+    """
+
+    def __init__(self, context: str, answer: str, *, seed: int = 0, databases: int = 10, dialect: str = "sqlite"):
+        self.context, self.answer, self.databases, self.dialect = context, answer, databases, dialect
+        self.key = f"{seed}|{context}|{answer}"
+        self.gold: str | None = "invalid"
+        try:
+            self.schema = read_schema(_fold(context), dialect)
+            self.sql = self._readable(answer)
+            self.empty = Database(self.schema.columns())
+            self.empty.run(self.sql)
+        except (SchemaError, QueryError):
+            return
+        self.gold = None
+        self.tree = parse(self.sql)
+        self.form = normal_form(self.tree, self.schema)
+        self.suites = {
+            strictness: Suite(
+                self.schema, self.sql, self.tree, [], databases, self.key, lenient=strictness == "lenient"
+            )
+            for strictness in ("strict", "lenient")
+        }
+        # A query that cannot be undetermined needs no database to say so.
+        if is_fragile(self.tree) and next(self.suites["strict"].instances(), None) is None:
+            self.gold = "undetermined"
+
+    def judge(self, raw: str) -> Verdict:
+        """The verdict for a model's raw answer."""
+        prediction = extract(raw)
+        exact = is_exact(self.answer, prediction)
+        if self.gold == "invalid":
+            return self._without_gold(prediction, exact)
+        if not prediction:
+            return Verdict(False, False, exact, False, "empty", self.gold)
+        with clock():
+            sql = self._readable(prediction)
+        try:
+            self.empty.run(sql)
+            with clock():
+                tree = parse(sql)
+                same_form = self.form is not None and normal_form(tree, self.schema) == self.form
+            if self.gold:
+                return Verdict(False, False, exact, True, None, self.gold)
+            if same_form:
+                return Verdict(True, True, exact, True, None)
+            strict = self._agrees(sql, tree, "strict")
+            return Verdict(strict, strict or self._agrees(sql, tree, "lenient"), exact, True, None)
+        except QueryError as error:
+            return Verdict(False, False, exact, False, error.kind, self.gold)
+
+    def _agrees(self, sql: str, tree: exp.Expression | None, strictness: str) -> bool:
+        """Whether the prediction agrees on the gold query's databases, and then on those made from both queries."""
+        lenient = strictness == "lenient"
+        if lenient:
+            with clock():
+                sql = without_distinct(sql, tree)
+        if not self.suites[strictness].agrees(sql, is_ordered(tree)):
+            return False
+        if tree is None:
+            return True
+        both = Suite(self.schema, self.sql, self.tree, [tree], self.databases, f"{self.key}|{sql}", lenient=lenient)
+        return both.agrees(sql, is_ordered(tree))
+
+    def _without_gold(self, prediction: str, exact: bool) -> Verdict:
+        """Where there is nothing to compare with, a prediction can still be valid or not, if the schema is."""
+        error = "empty" if not prediction else None
+        try:
+            if prediction:
+                Database(read_schema(_fold(self.context), self.dialect).columns()).run(prediction)
+        except QueryError as failure:
+            error = failure.kind
+        except SchemaError:
+            error = "unknown_table"
+        return Verdict(False, False, exact, error is None, error, "invalid")
+
+    def _readable(self, sql: str) -> str:
+        return plain_strings(to_sqlite(_fold(sql), self.dialect), self.schema)
+
+
+def _fold(text: str) -> str:
+    """Lower the case of what is not ASCII: SQLite's NOCASE knows ASCII letters only."""
+    return text if text.isascii() else "".join(one if one.isascii() else one.lower() for one in text)

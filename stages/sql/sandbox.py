@@ -1,0 +1,229 @@
+"""Run SQL that a model wrote: read-only, in memory, bounded in steps, time and memory.
+
+What keeps a statement in: SQLite's authorizer (only SELECT, only the schema's own tables, only functions of an
+allow-list), its limits, a step budget, and for what gets past those (one C function that runs for seconds) a timer
+that ends the process. The timer and the kernel's own limits are set by `confine_process`, in worker processes only.
+See "Defense Against The Dark Arts", https://www.sqlite.org/security.html.
+"""
+
+import re
+import resource
+import signal
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+STATEMENT_SECONDS = 1.5
+MEMORY_BYTES = 128 * 2**20
+MAX_ROWS = 10_000
+MAX_RESULT_BYTES = 8 * 2**20
+MAX_STEPS = 3_000_000
+_STEPS_A_CHECK = 2_000
+
+_LIMITS = {
+    sqlite3.SQLITE_LIMIT_LENGTH: 100_000,
+    sqlite3.SQLITE_LIMIT_SQL_LENGTH: 50_000,
+    sqlite3.SQLITE_LIMIT_COLUMN: 200,
+    sqlite3.SQLITE_LIMIT_EXPR_DEPTH: 200,
+    sqlite3.SQLITE_LIMIT_COMPOUND_SELECT: 30,
+    sqlite3.SQLITE_LIMIT_FUNCTION_ARG: 20,
+    sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH: 1_000,
+    sqlite3.SQLITE_LIMIT_ATTACHED: 0,
+    sqlite3.SQLITE_LIMIT_TRIGGER_DEPTH: 0,
+    sqlite3.SQLITE_LIMIT_WORKER_THREADS: 0,
+}
+
+# An allow-list, because `printf('%.*c', 900000000, 'x')` alone runs for seconds without one step of SQLite's machine.
+_FUNCTION_NAMES = """
+    abs avg cast ceil ceiling char coalesce concat concat_ws count cume_dist current_date current_time
+    current_timestamp date datetime dense_rank first_value floor glob group_concat hex ifnull iif instr julianday
+    lag last_value lead length like ln log log10 log2 lower ltrim max min mod nth_value ntile nullif percent_rank
+    pow power quote rank replace round row_number rtrim sign sqrt strftime string_agg substr substring sum time
+    total trim trunc typeof unicode unixepoch upper
+"""
+_FUNCTIONS = frozenset(_FUNCTION_NAMES.split())
+
+# The functions that read the clock, answered as if it always showed this time: a verdict must not change by the day.
+_NOW = "2024-07-01 12:00:00"
+_CLOCK_FORMATS = {"current_date": "date", "current_time": "time", "current_timestamp": "datetime"}
+_CLOCK_FUNCTIONS = ("date", "time", "datetime", "julianday", "unixepoch", "strftime")
+
+_ERRORS = (
+    # What SQLite's message contains -> error class. The first that fits decides.
+    (("no such column", "no tables specified"), "unknown_column"),
+    (("no such table",), "unknown_table"),
+    (("no such function",), "unknown_function"),
+    (("ambiguous",), "ambiguous"),
+    (("interrupted",), "timeout"),
+    (("not authorized", "prohibited", "readonly"), "denied"),
+    (("one statement at a time",), "several_statements"),
+    (("syntax error", "unrecognized token", "incomplete input", "null character"), "syntax"),
+    (("too big", "too large", "too long", "too many", "too complex", "stack overflow", "memory"), "too_large"),
+)
+_EXPLAIN = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/)*explain\b", re.IGNORECASE | re.DOTALL)
+_STATEMENT = re.compile(
+    r"\W*(select|with|values|explain|insert|update|delete|replace|create|drop|alter|attach|detach|pragma|vacuum|begin"
+    r"|commit|end|rollback|savepoint|release|reindex|analyze)\b",
+    re.IGNORECASE,
+)
+
+
+class QueryError(Exception):
+    """A statement that gave no result: `kind` is the error class (see `verdict`), the text is SQLite's own."""
+
+    def __init__(self, kind: str, message: str):
+        super().__init__(message)
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a query returned: `width` columns, and the rows in order."""
+
+    width: int
+    rows: list[tuple]
+
+
+class Database:
+    """One in-memory SQLite database of a schema, to be filled by us and queried by a model.
+
+    The tables have the schema's names and types but none of its constraints (the generator keeps those), so that no
+    index changes the order of rows. All columns compare text without case.
+    """
+
+    def __init__(self, tables: Mapping[str, Mapping[str, str]]):
+        """Create the tables: name -> column name -> declared type. Names must be in lower case."""
+        self._tables = tables
+        self._connection = connection = sqlite3.connect(":memory:", isolation_level=None, cached_statements=0)
+        for limit, value in _LIMITS.items():
+            connection.setlimit(limit, value)
+        connection.execute("PRAGMA trusted_schema = OFF")
+        connection.execute("PRAGMA temp_store = MEMORY")
+        connection.execute(f"PRAGMA hard_heap_limit = {MEMORY_BYTES // 2}")
+        for name in _CLOCK_FUNCTIONS:
+            connection.create_function(name, -1, partial(_at_fixed_time, name))
+        for table, columns in tables.items():
+            declared = ", ".join(
+                f"{_quoted(name)} {_quoted(kind) if kind else ''} COLLATE NOCASE" for name, kind in columns.items()
+            )
+            connection.execute(f"CREATE TABLE {_quoted(table)} ({declared})")
+        self._denied = False
+        self._steps = 0
+
+    def fill(self, rows: Mapping[str, Sequence[tuple]]) -> None:
+        """Replace the content of every table, in the order given."""
+        for table, columns in self._tables.items():
+            self._connection.execute(f"DELETE FROM {_quoted(table)}")
+            marks = ",".join("?" * len(columns))
+            self._connection.executemany(f"INSERT INTO {_quoted(table)} VALUES ({marks})", rows.get(table, ()))
+
+    def run(self, sql: str) -> Result:
+        """Run one SELECT.
+
+        Raises QueryError for anything else, and for a query that fails or that costs more than the limits above. In a
+        confined process, a statement that outlives STATEMENT_SECONDS of processor time ends the process.
+        """
+        self._denied, self._steps = False, 0
+        if _EXPLAIN.match(sql):
+            raise QueryError("not_a_query", "EXPLAIN is not a query")
+        self._connection.set_authorizer(self._authorize)
+        self._connection.set_progress_handler(self._count_steps, _STEPS_A_CHECK)
+        try:
+            with clock():
+                return self._fetch(sql)
+        # Python raises sqlite3.Warning (not an Error) for several statements, and its own errors for odd text.
+        except (sqlite3.Error, sqlite3.Warning, MemoryError, OverflowError, UnicodeError, ValueError) as error:
+            raise QueryError(self._error_class(sql, error), str(error)) from None
+        finally:
+            self._connection.set_authorizer(None)
+            self._connection.set_progress_handler(None, 0)
+
+    def _fetch(self, sql: str) -> Result:
+        cursor = self._connection.execute(sql)
+        if cursor.description is None:
+            kind = "not_a_query" if _STATEMENT.match(sql) else "empty"
+            raise QueryError(kind, "the statement returns nothing")
+        rows, size = [], 0
+        for row in cursor:
+            rows.append(row)
+            size += sum(len(value) for value in row if isinstance(value, (str, bytes)))
+            if len(rows) > MAX_ROWS or size > MAX_RESULT_BYTES:
+                raise QueryError("too_many_rows", f"more than {MAX_ROWS} rows or {MAX_RESULT_BYTES} bytes")
+        return Result(len(cursor.description), rows)
+
+    def _authorize(self, action: int, first: str | None, second: str | None, *_: str | None) -> int:
+        if action in (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_RECURSIVE):
+            return sqlite3.SQLITE_OK
+        # A CTE of which no column is read appears here by its name, with an empty column.
+        if action == sqlite3.SQLITE_READ and (first.lower() in self._tables or second == ""):
+            return sqlite3.SQLITE_OK
+        if action == sqlite3.SQLITE_FUNCTION and second.lower() in _FUNCTIONS:
+            return sqlite3.SQLITE_OK
+        self._denied = True
+        return sqlite3.SQLITE_DENY
+
+    def _count_steps(self) -> bool:
+        self._steps += _STEPS_A_CHECK
+        return self._steps > MAX_STEPS
+
+    def _error_class(self, sql: str, error: Exception) -> str:
+        if self._denied:
+            return "denied"
+        if isinstance(error, MemoryError):
+            return "too_large"
+        message = str(error)
+        for parts, kind in _ERRORS:
+            if any(part in message for part in parts):
+                return "not_a_query" if kind == "syntax" and not _STATEMENT.match(sql) else kind
+        return "syntax" if isinstance(error, (UnicodeError, ValueError)) else "invalid"
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _at_fixed_time(name: str, *arguments: object) -> object:
+    """SQLite's date function `name` with its clock stopped at `_NOW`."""
+    position = 1 if name == "strftime" else 0
+    values = list(arguments) if len(arguments) > position else [*arguments, _NOW]
+    if str(values[position]).lower() == "now":
+        values[position] = _NOW
+    if any(str(value).lower() in ("localtime", "utc") for value in values):
+        raise ValueError("time zones are not available")
+    return _clock_connection().execute(f"SELECT {name}({','.join('?' * len(values))})", values).fetchone()[0]
+
+
+def _clock_connection(_cache: list[sqlite3.Connection] = []) -> sqlite3.Connection:  # noqa: B006
+    if not _cache:
+        _cache.append(sqlite3.connect(":memory:"))
+    return _cache[0]
+
+
+_confined = False
+
+
+def confine_process() -> None:
+    """Put this process under the kernel's limits for good: no file may be written, little memory may be added.
+
+    For worker processes only: a limit that is hit may end the process, with SIGPROF if it was `clock`.
+    """
+    global _confined
+    _confined = True
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+
+@contextmanager
+def clock() -> Iterator[None]:
+    """In a confined process, let what runs inside take STATEMENT_SECONDS of processor time and end the process then."""
+    if not _confined:
+        yield
+        return
+    signal.setitimer(signal.ITIMER_PROF, STATEMENT_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
