@@ -16,7 +16,8 @@ import sys
 from pathlib import Path
 
 from text2sql_domains import Schema, parse
-from text2sql_kinds import KINDS, Kind, NotHereError, Picker
+from text2sql_kinds import KINDS, Kind
+from text2sql_phrases import NotHereError, Picker
 
 FILE = Path(__file__).parent / "raw" / "text2sql.jsonl"
 SEED = 20240611

@@ -153,7 +153,7 @@ artist*
 album > artist (recorded by)
   title = Echoes, Night Drive, Open Road, Silver Rain, First Light
   genre = rock, jazz, pop, folk ; adj
-  sales = 1000..900000 ; sum
+  sales = 1000..900000 ; count
 
 [bank]
 customer*
@@ -323,7 +323,7 @@ reading
   month = January, April, July, October ; taken in {}
   high_temp (high temperature) = 5..42
   low_temp (low temperature) = -20..20
-  rainfall = 0..300 ; sum
+  rainfall (rainfall level) = 0..300 ; sum
   ~ high_temp - low_temp
 
 [energy]
@@ -554,7 +554,7 @@ factory
   workers = 20..3000 ; count
 machine > factory (installed in)
   type = press, lathe, robot, mixer
-  power = 5..400
+  power (power rating) = 5..400
   install_year (installation year, year of installation) = 1985..2024 ; year installed
 
 [repairs]
@@ -577,13 +577,13 @@ phone > brand (made by)
   model = X10, Nova 3, Edge, Lite 5, Max 7 ; label
   color = black, white, blue, red ; adj
   price = 90..1500
-  storage = 16..512
+  storage (storage size) = 16..512
 
 [laptops]
 laptop
   model = AirBook, ZenPad, ProLine, SlimX, WorkMate ; label
   brand = Acer, Dell, Asus, Lenovo
-  memory = 4..64
+  memory (memory size) = 4..64
   price = 300..3500
   screen_size = 11.0..17.5 ; largest/smallest
   discount = 10..400
@@ -666,9 +666,9 @@ cake
   flavor = chocolate, vanilla, lemon, almond
   price = 2.5..60.0
   cost = 1.0..30.0
-  sold = 5..900
+  units_sold (units sold) = 5..900 ; count
   ~ price - cost
-  ~ price * sold
+  ~ price * units_sold
 
 [coffee]
 farm
@@ -743,7 +743,7 @@ vaccine
   name = FluGuard, Polivax, TetaShield, Hepro, Measlex
   doses = 1..4 ; count
 injection > patient (of) > vaccine (with) = injected with
-  given_year (year given) = 2010..2024 ; year given
+  given_year (injection year, year of injection) = 2010..2024 ; year given
 
 [stocks]
 company

@@ -6,26 +6,14 @@ function returned every word that it needs. The SQL has one style: full table na
 is a join, the referring table first.
 """
 
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import combinations
 
-from text2sql_domains import Column, Schema, Table, article, plural
+from text2sql_domains import Column, Table, article, plural
+from text2sql_phrases import NotHereError, Picker, about, both, join, literal, matching, measure, table_words
 
-OVER = {
-    ">": ("above", "over", "greater than", "higher than"),
-    "<": ("below", "under", "less than", "lower than"),
-    ">=": ("of at least",),
-    "<=": ("of at most",),
-}
-MORE = {">": ("more than", "over"), "<": ("fewer than", "under"), ">=": ("at least",), "<=": ("at most",)}
-LATER = {">": ("after {}",), "<": ("before {}",), ">=": ("in {} or later",), "<=": ("in {} or earlier",)}
-COMPARED = {">": "greater than", "<": "less than", ">=": "at least", "<=": "at most"}
 WORDS = {2: "two", 3: "three", 4: "four", 5: "five"}
-
-
-class NotHereError(Exception):
-    """The schema has nothing that this kind of query could ask for."""
 
 
 @dataclass(frozen=True)
@@ -36,16 +24,6 @@ class Kind:
     rows: float  # for each schema that it fits
     wordings: tuple[str, ...]
     make: Callable
-
-
-@dataclass(frozen=True)
-class Condition:
-    """A condition in SQL and in words."""
-
-    sql: str
-    modifier: str  # after a noun: "with more than 300 pages"
-    clause: str  # after "books that": "have more than 300 pages"
-    adjective: str = ""  # before a noun: "fantasy"
 
 
 KINDS: dict[str, Kind] = {}
@@ -59,165 +37,6 @@ def kind(rows: float, *wordings: str) -> Callable:
         return make
 
     return register
-
-
-def literal(value) -> str:
-    """A value in SQL."""
-    return str(value) if isinstance(value, int | float) else f"'{value}'"
-
-
-def measure(column: Column, rng: random.Random) -> str:
-    """A column as a quantity: "number of pages", "price"."""
-    phrase = rng.choice(column.phrases)
-    return f"number of {phrase}" if column.role == "count" else phrase
-
-
-def table_words(table: Table) -> dict[str, str]:
-    """The words for a table's rows."""
-    words = {"thing": table.singular.replace("_", " ")}
-    words["things"] = plural(words["thing"])
-    words["that"] = "who" if table.person else "that"
-    words["its"] = "their" if table.person else "its"
-    if table.label:
-        words["label"] = table.label.name
-        words["a_label"] = article(table.label.phrases[0])
-        words["labels"] = plural(table.label.phrases[0])
-    return words
-
-
-def about(table: Table, condition: Condition) -> tuple[Column, ...]:
-    """The column that a condition is about."""
-    return tuple(column for column in table.columns if condition.sql.startswith(f"{column.name} "))
-
-
-def matching(table: Table, condition: Condition) -> str:
-    """The rows that meet a condition: "fantasy books", "books with more than 300 pages"."""
-    things = table_words(table)["things"]
-    return f"{condition.adjective} {things}" if condition.adjective else f"{things} {condition.modifier}"
-
-
-class Picker:
-    """Picks what a query is about, out of one schema, by one random number generator."""
-
-    def __init__(self, schema: Schema, rng: random.Random):
-        self.schema = schema
-        self.rng = rng
-
-    def one(self, options):
-        """One of these, if there are any."""
-        if not options:
-            raise NotHereError
-        return self.rng.choice(options)
-
-    def table(self, *roles: str, label: bool = False) -> Table:
-        """A table with a column of one of these roles, and with a name for its rows."""
-        fit = [t for t in self.schema.tables if (t.having(*roles) or not roles) and (t.label or not label)]
-        return self.one(fit)
-
-    def column(self, table: Table, *roles: str, but: tuple[Column, ...] = ()) -> Column:
-        """A column of one of these roles."""
-        return self.one([column for column in table.having(*roles) if column not in but])
-
-    def target(self, table: Table, but: tuple[Column, ...] = (), label: float = 0.65) -> tuple[Column, dict[str, str]]:
-        """The column that is asked for, more often than not the one that names the row, and its words."""
-        words = table_words(table)
-        if table.label and table.label not in but and self.rng.random() < label:
-            column = table.label
-            words |= {"entity": words["thing"], "entities": words["things"]}
-        else:
-            column = self.one([c for c in table.columns if c not in but and c.role != "label"] or table.columns)
-        words["col"] = measure(column, self.rng)
-        words["cols"] = plural(words["col"])
-        return column, words
-
-    def number(self, column: Column):
-        """A round value well within the column's range."""
-        low, high = column.values
-        if column.role == "date":
-            return f"{self.rng.randint(low, high)}-{self.rng.randint(1, 12):02}-{self.rng.choice((1, 10, 15, 20)):02}"
-        share = self.rng.uniform(0.15, 0.85)
-        value = low + share * (high - low)
-        if isinstance(low, float):
-            return round(value * 2) / 2
-        span = high - low
-        step = 1 if column.role == "year" or span <= 60 else 10 ** (len(str(span)) - 2) * 5
-        return max(low + 1, round(value / step) * step)
-
-    def limits(self, column: Column) -> tuple:
-        """Two different values, the lower one first."""
-        for _ in range(20):
-            low, high = sorted((self.number(column), self.number(column)))
-            if low != high:
-                return low, high
-        raise NotHereError
-
-    def condition(self, table: Table, *roles: str, but: tuple[Column, ...] = (), prefix: str = "") -> Condition:
-        """A condition on one column."""
-        roles = roles or ("category", "category", "number", "count", "year", "date")
-        column = self.column(table, *roles, but=but)
-        if column.role == "category":
-            return self.equal(column, self.rng.choice(column.values), prefix)
-        return self.compare(column, self.rng.choice((">", ">", "<", "<", ">=", "<=")), self.number(column), prefix)
-
-    def equal(self, column: Column, value, prefix: str = "") -> Condition:
-        """A category has a value."""
-        sql = f"{prefix}{column.name} = {literal(value)}"
-        phrase = self.rng.choice(column.phrases)
-        if column.says and self.rng.random() < 0.55:
-            words = column.says[0].format(value)
-            return Condition(sql, words, f"are {words}")
-        adjective = value if column.adjective and self.rng.random() < 0.5 else ""
-        modifier = self.rng.choice((f"with the {phrase} {value}", f"whose {phrase} is {value}"))
-        return Condition(sql, modifier, f"have the {phrase} {value}", adjective)
-
-    def compare(self, column: Column, sign: str, value, prefix: str = "") -> Condition:
-        """A number, a year or a date is above or below a value."""
-        sql = f"{prefix}{column.name} {sign} {literal(value)}"
-        phrase = self.rng.choice(column.phrases)
-        if column.role in ("year", "date"):
-            words = f"{column.verb} {self.rng.choice(LATER[sign]).format(value)}"
-            return Condition(sql, words, f"were {words}")
-        if column.role == "count":
-            words = f"{self.rng.choice(MORE[sign])} {value} {phrase if value != 1 else phrase.removesuffix('s')}"
-            return Condition(sql, f"with {words}", f"have {words}")
-        words = f"{article(phrase)} {self.rng.choice(OVER[sign])} {value}"
-        whose = f"whose {phrase} is {COMPARED[sign]} {value}"
-        return Condition(sql, self.rng.choice((f"with {words}", whose)), f"have {words}")
-
-    def family(self, *child_roles: str, child_label: bool = False) -> tuple[Table, Table, str]:
-        """A table, one with a name that it refers to, and the words between them."""
-        pairs = [
-            (table, parent, words)
-            for table in self.schema.tables
-            for parent, words in table.parents
-            if parent.label and (table.label or not child_label) and (table.having(*child_roles) or not child_roles)
-        ]
-        return self.one(pairs)
-
-    def group(self, table: Table) -> Column:
-        """A column to group by: one with few values."""
-        return self.one([c for c in table.having("category") if len(c.values) < 14])
-
-
-def group_table(pick: Picker, *roles: str) -> tuple[Table, Column]:
-    """A table with a column to group by and one of these roles."""
-    fit = [
-        table
-        for table in pick.schema.tables
-        if any(len(c.values) < 14 or c.says for c in table.having("category")) and (table.having(*roles) or not roles)
-    ]
-    table = pick.one(fit)
-    return table, pick.one([c for c in table.having("category") if len(c.values) < 14 or c.says])
-
-
-def join(child: Table, *parents: Table) -> str:
-    """The FROM clause that joins a table to those that it refers to."""
-    return child.name + "".join(f" JOIN {p.name} ON {child.name}.{p.singular}_id = {p.name}.id" for p in parents)
-
-
-def both(first: dict[str, str], second: dict[str, str]) -> dict[str, str]:
-    """The words for a table and, with a `p` before them, for the one that it refers to."""
-    return first | {f"p{key}": value for key, value in second.items()}
 
 
 # Selecting and filtering one table
@@ -240,7 +59,7 @@ def select_column(pick):
     2.2,
     "List the {cols} of {matches}.",
     "What are the {cols} of the {matches}?",
-    "Show the {col} of all {matches}.",
+    "Show the {cols} of all {matches}.",
     "Which {entities} {clause}?",
     "Find the {cols} of all {things} {that} {clause}.",
     "Which {entities} {clause}? Give their {cols}.",
@@ -258,7 +77,7 @@ def filter_equal(pick):
     2.2,
     "List the {cols} of {matches}.",
     "What are the {cols} of the {matches}?",
-    "Show the {col} of all {matches}.",
+    "Show the {cols} of all {matches}.",
     "Which {entities} {clause}?",
     "Find the {cols} of all {things} {that} {clause}.",
 )
@@ -284,8 +103,6 @@ def filter_columns(pick):
     asked = about(table, condition)
     column, words = pick.target(table, but=asked)
     second, more = pick.target(table, but=(column, *asked), label=0)
-    if second in (column, *asked):
-        raise NotHereError
     words |= {"col2": more["col"], "matches": matching(table, condition), "clause": condition.clause}
     return words, f"SELECT {column.name}, {second.name} FROM {table.name} WHERE {condition.sql}"
 
@@ -309,7 +126,7 @@ def lookup(pick):
     1.7,
     "List the {cols} of {things} {that} {clause} and {clause2}.",
     "Which {entities} {clause} and {clause2}?",
-    "Show the {col} of every one of the {things} {that} both {clause} and {clause2}.",
+    "Show the {cols} of the {things} {that} both {clause} and {clause2}.",
     "Find the {cols} of all {things} {that} {clause} and also {clause2}.",
 )
 def filter_and(pick):
@@ -334,8 +151,6 @@ def two_conditions(pick: Picker, word: str):
     second = pick.condition(table, "number", "count", "year", "date", "category", but=asked)
     asked += about(table, second)
     column, words = pick.target(table, but=asked, label=0.8)
-    if column in asked:
-        raise NotHereError
     words |= {"clause": first.clause, "clause2": second.clause}
     return words, f"SELECT {column.name} FROM {table.name} WHERE {first.sql} {word} {second.sql}"
 
@@ -344,7 +159,10 @@ def two_conditions(pick: Picker, word: str):
     1.1,
     "List the {cols} of {things} with {a_measure} between {low} and {high}.",
     "Which {entities} have {a_measure} between {low} and {high}?",
-    "Show the {col} of all {things} whose {measure} is between {low} and {high}.",
+    "Show the {cols} of all {things} whose {measure} is between {low} and {high}.",
+    "Which {entities} have between {low} and {high} {counted}?",
+    "List the {cols} of {things} with between {low} and {high} {counted}.",
+    "Show the {cols} of all {things} {that} have between {low} and {high} {counted}.",
     "Which {entities} were {verb} between {low} and {high}?",
     "List the {cols} of {things} {verb} between {low} and {high}.",
 )
@@ -356,6 +174,8 @@ def filter_between(pick):
     words |= {"low": str(low), "high": str(high)}
     if asked.verb:
         words["verb"] = asked.verb
+    elif asked.role == "count":
+        words["counted"] = pick.rng.choice(asked.phrases)
     else:
         words["measure"] = measure(asked, pick.rng)
         words["a_measure"] = article(words["measure"])
@@ -365,9 +185,9 @@ def filter_between(pick):
 
 @kind(
     0.85,
-    "List the {cols} of {things} whose {category} is one of {values}.",
+    "List the {cols} of {things} whose {category} is any of {values}.",
     "Which {entities} have one of these {categories}: {values}?",
-    "Show the {col} of all {things} with any of the {categories} {values}.",
+    "Show the {cols} of all {things} with any of the {categories} {values}.",
 )
 def filter_in(pick):
     table = pick.table("category")
@@ -385,7 +205,7 @@ def filter_in(pick):
     0.85,
     "List the {cols} of {things} whose {category} is not {value}.",
     "Which {entities} have {a_category} other than {value}?",
-    "Show the {col} of all {things} except those with the {category} {value}.",
+    "Show the {cols} of all {things} except those with the {category} {value}.",
 )
 def filter_not(pick):
     table = pick.table("category")
@@ -399,7 +219,7 @@ def filter_not(pick):
 
 @kind(
     0.85,
-    "Which {things} have {a_label} that starts with '{text}'?",
+    "Which {entities} have {a_label} that starts with '{text}'?",
     "List the {cols} of {things} whose {label} starts with '{text}'.",
     "Show the {col} of every {thing} with {a_label} beginning with '{text}'.",
     "Find the {cols} of all {things} with {a_label} that begins with '{text}'.",
@@ -410,7 +230,7 @@ def like_prefix(pick):
 
 @kind(
     0.85,
-    "Which {things} have {a_label} that contains '{text}'?",
+    "Which {entities} have {a_label} that contains '{text}'?",
     "List the {cols} of {things} whose {label} contains '{text}'.",
     "Show the {col} of every {thing} with '{text}' in {its} {label}.",
     "Find the {cols} of all {things} with {a_label} containing '{text}'.",
@@ -426,8 +246,6 @@ def like(pick: Picker, pattern: str, part: Callable):
     table = pick.table(label=True)
     text = part(pick.rng.choice(table.label.values))
     column, words = pick.target(table, label=0.7)
-    if column != table.label:
-        words = {key: value for key, value in words.items() if key != "entities"}
     words["text"] = text
     condition = f"{table.label.name} LIKE '{pattern.format(text)}'"
     return words, f"SELECT {column.name} FROM {table.name} WHERE {condition}"
@@ -437,7 +255,7 @@ def like(pick: Picker, pattern: str, part: Callable):
     0.85,
     "List the {cols} of {things} {that} have no {missing}.",
     "Which {entities} have no {missing} on record?",
-    "Show the {col} of all {things} whose {missing} is missing.",
+    "Show the {cols} of all {things} whose {missing} is missing.",
     "Find the {cols} of the {things} without a recorded {missing}.",
 )
 def is_null(pick):
@@ -448,7 +266,7 @@ def is_null(pick):
     0.85,
     "List the {cols} of {things} whose {missing} is known.",
     "Which {entities} have {a_missing} on record?",
-    "Show the {col} of all {things} whose {missing} is not missing.",
+    "Show the {cols} of all {things} whose {missing} is not missing.",
     "Find the {cols} of the {things} with a recorded {missing}.",
 )
 def is_not_null(pick):
@@ -457,15 +275,10 @@ def is_not_null(pick):
 
 def null_check(pick: Picker, test: str):
     """A column is empty or not."""
-    table = (
-        pick.table("optional")
-        if pick.rng.random() < 0.7 and any(t.having("optional") for t in pick.schema.tables)
-        else pick.table("category", "number", "year", "date")
-    )
-    asked = pick.one(table.having("optional") or table.having("category", "number", "year", "date"))
+    roles = ("optional",) if pick.rng.random() < 0.5 else ("optional", "category", "number", "year", "date")
+    table = pick.table(*roles)
+    asked = pick.column(table, *roles)
     column, words = pick.target(table, but=(asked,), label=0.8)
-    if column == asked:
-        raise NotHereError
     words["missing"] = pick.rng.choice(asked.phrases)
     words["a_missing"] = article(words["missing"])
     return words, f"SELECT {column.name} FROM {table.name} WHERE {asked.name} {test}"
@@ -619,7 +432,7 @@ def order_by(pick):
 @kind(
     0.95,
     "List the {cols} of {matches} by {key} in {order} order.",
-    "Show the {col} of all {matches}, ordered from {first} to {last} {plain_key}.",
+    "Show the {cols} of all {matches}, ordered from {first} to {last} {plain_key}.",
     "What are the {cols} of the {things} {that} {clause}, sorted by {key} in {order} order?",
 )
 def filter_order(pick):
@@ -655,8 +468,8 @@ def top_n(pick):
     table = pick.table("number", "count", "year", "date")
     key, direction, order = ordering(pick, table)
     column, words = pick.target(table, but=(key,), label=0.8)
-    count = pick.rng.choice((2, 3, 4, 5, 10))
-    words |= order | {"number": pick.rng.choice((str(count), WORDS.get(count, str(count))))}
+    count = pick.rng.randint(2, 5)
+    words |= order | {"number": pick.rng.choice((str(count), WORDS[count]))}
     return words, f"SELECT {column.name} FROM {table.name} ORDER BY {key.name} {direction} LIMIT {count}"
 
 
@@ -671,7 +484,7 @@ def top_n(pick):
     "For every {category}, show the number of {things}.",
 )
 def group_count(pick):
-    table, group = group_table(pick)
+    table, group = pick.grouped()
     words = table_words(table) | {"category": pick.rng.choice(group.phrases)}
     return words, f"SELECT {group.name}, COUNT(*) FROM {table.name} GROUP BY {group.name}"
 
@@ -684,7 +497,7 @@ def group_count(pick):
     "For every {category}, show the {aggregate} of the {things}.",
 )
 def group_aggregate(pick):
-    table, group = group_table(pick, "number", "count", "year")
+    table, group = pick.grouped("number", "count", "year")
     sql, phrase = aggregate_of(pick, pick.column(table, "number", "count", "year"))
     words = table_words(table) | {"category": pick.rng.choice(group.phrases), "aggregate": phrase}
     return words, f"SELECT {group.name}, {sql.format('')} FROM {table.name} GROUP BY {group.name}"
@@ -697,7 +510,7 @@ def group_aggregate(pick):
     "Count the {things} {that} {clause} per {category}.",
 )
 def group_filter(pick):
-    table, group = group_table(pick)
+    table, group = pick.grouped()
     condition = pick.condition(table, but=(group,))
     words = table_words(table) | {"category": pick.rng.choice(group.phrases)}
     words |= {"matches": matching(table, condition), "clause": condition.clause}
@@ -711,9 +524,9 @@ def group_filter(pick):
     "Show every {category} with {more} {number} {things}.",
 )
 def having_count(pick):
-    table, group = group_table(pick)
+    table, group = pick.grouped()
     sign, more = pick.rng.choice(((">", "more than"), (">", "more than"), ("<", "fewer than"), (">=", "at least")))
-    number = pick.rng.randint(2, 12)
+    number = pick.rng.randint(2, 6)
     phrase = pick.rng.choice(group.phrases)
     words = {"category": phrase, "categories": plural(phrase), "more": more, "number": str(number)}
     grouped = f"GROUP BY {group.name} HAVING COUNT(*) {sign} {number}"
@@ -727,7 +540,7 @@ def having_count(pick):
     "For which {categories} is the {aggregate} of the {things} {more} {number}?",
 )
 def having_aggregate(pick):
-    table, group = group_table(pick, "number", "count")
+    table, group = pick.grouped("number", "count")
     column = pick.column(table, "number", "count")
     function, adjective = ("SUM", "total") if column.summable and pick.rng.random() < 0.4 else ("AVG", "average")
     sign, more = pick.rng.choice(((">", "above"), ("<", "below"), (">", "greater than"), ("<", "less than")))
@@ -747,7 +560,7 @@ def having_aggregate(pick):
     "Find the {category} with the {many} {things}.",
 )
 def most_common(pick):
-    table, group = group_table(pick)
+    table, group = pick.grouped()
     direction, most, many = pick.rng.choice(
         (("DESC", "most", "most"), ("DESC", "most", "most"), ("ASC", "least", "fewest"))
     )
@@ -763,7 +576,9 @@ def most_common(pick):
     1,
     "Which {entities} have {a_measure} {above} the average?",
     "List the {cols} of {things} whose {measure} is {above} the average.",
-    "Show the {col} of all {things} with {a_measure} {above} the average {measure}.",
+    "Show the {cols} of all {things} with {a_measure} {above} the average {measure}.",
+    "Which {entities} have {more} {counted} than the average?",
+    "List the {cols} of {things} with {more} {counted} than the average.",
 )
 def beside_average(pick):
     table = pick.table("number", "count")
@@ -771,7 +586,10 @@ def beside_average(pick):
     sign, above = pick.rng.choice(((">", "above"), (">", "higher than"), ("<", "below"), ("<", "lower than")))
     column, words = pick.target(table, but=(asked,), label=0.8)
     words |= {"measure": measure(asked, pick.rng), "above": above}
-    words["a_measure"] = article(words["measure"])
+    if asked.role == "count":
+        words |= {"counted": asked.phrases[0], "more": "more" if sign == ">" else "fewer"}
+    else:
+        words["a_measure"] = article(words["measure"])
     average = f"(SELECT AVG({asked.name}) FROM {table.name})"
     return words, f"SELECT {column.name} FROM {table.name} WHERE {asked.name} {sign} {average}"
 
@@ -798,7 +616,7 @@ def except_query(pick):
 
 def set_query(pick: Picker, word: str):
     """The values of a category under one condition, combined with those under another."""
-    table, group = group_table(pick)
+    table, group = pick.grouped()
     first = pick.condition(table, but=(group,))
     second = pick.condition(table, but=(group, *about(table, first)))
     phrase = pick.rng.choice(group.phrases)
@@ -828,8 +646,10 @@ def arithmetic(pick):
     7,
     "Which {entities} have {a_left} {compared} their {right}?",
     "List the {cols} of {things} whose {left} is {compared} the {right}.",
-    "Show the {col} of all {things} with {a_left} {compared} the {right}.",
-    "Find the {cols} of every {thing} where the {left} is {compared} the {right}.",
+    "Show the {cols} of all {things} with {a_left} {compared} the {right}.",
+    "Find the {col} of every {thing} where the {left} is {compared} the {right}.",
+    "Which {entities} have {more} {counted} than {counted2}?",
+    "Show the {cols} of all {things} with {more} {counted} than {counted2}.",
 )
 def compare_columns(pick):
     table, (left, _, right) = pick.one(
@@ -840,7 +660,10 @@ def compare_columns(pick):
     )
     column, words = pick.target(table, but=(left, right), label=0.5)
     words |= {"left": measure(left, pick.rng), "right": measure(right, pick.rng), "compared": compared}
-    words["a_left"] = article(words["left"])
+    if left.role == "count":
+        words |= {"counted": left.phrases[0], "counted2": right.phrases[0], "more": "more" if sign == ">" else "fewer"}
+    else:
+        words["a_left"] = article(words["left"])
     return words, f"SELECT {column.name} FROM {table.name} WHERE {left.name} {sign} {right.name}"
 
 
@@ -866,7 +689,7 @@ def join_columns(pick):
     "List the {cols} of {things} {rel} {pmatches}.",
     "Which {entities} are {rel} {pmatches}?",
     "What are the {cols} of the {things} {rel} {pmatches}?",
-    "Show the {col} of all {things} {rel} {pthings} {pthat} {pclause}.",
+    "Show the {cols} of all {things} {rel} {pthings} {pthat} {pclause}.",
 )
 def join_filter(pick):
     child, parent, rel = pick.family()
@@ -881,7 +704,7 @@ def join_filter(pick):
     1.3,
     "List the {cols} of {things} {rel} the {pthing} {value}.",
     "Which {entities} are {rel} the {pthing} {value}?",
-    "Show the {col} of all {things} {rel} the {pthing} with the {plabel} {value}.",
+    "Show the {cols} of all {things} {rel} the {pthing} with the {plabel} {value}.",
 )
 def join_named(pick):
     child, parent, rel = pick.family()
@@ -996,8 +819,8 @@ def join_group_aggregate(pick):
 )
 def join_having(pick):
     child, parent, _ = pick.family()
-    sign, more = pick.rng.choice(((">", "more than"), (">", "more than"), ("<", "fewer than"), (">=", "at least")))
-    number = pick.rng.randint(2, 12)
+    sign, more = pick.rng.choice(((">", "more than"), (">=", "at least")))
+    number = pick.rng.randint(2, 6)
     words = both(table_words(child), table_words(parent)) | {"more": more, "number": str(number)}
     key = f"{parent.name}.{parent.label.name}"
     return words, f"SELECT {key} FROM {join(child, parent)} GROUP BY {key} HAVING COUNT(*) {sign} {number}"
@@ -1005,16 +828,15 @@ def join_having(pick):
 
 @kind(
     1.2,
-    "Which {pthing} has the {many} {things}?",
-    "What is the {plabel} of the {pthing} with the {many} {things}?",
-    "Find the {plabel} of the {pthing} {pthat} has the {many} {things}.",
+    "Which {pthing} has the most {things}?",
+    "What is the {plabel} of the {pthing} with the most {things}?",
+    "Find the {plabel} of the {pthing} {pthat} has the most {things}.",
 )
 def join_most(pick):
     child, parent, _ = pick.family()
-    direction, many = pick.rng.choice((("DESC", "most"), ("DESC", "most"), ("ASC", "fewest")))
-    words = both(table_words(child), table_words(parent)) | {"many": many}
+    words = both(table_words(child), table_words(parent))
     key = f"{parent.name}.{parent.label.name}"
-    return words, f"SELECT {key} FROM {join(child, parent)} GROUP BY {key} ORDER BY COUNT(*) {direction} LIMIT 1"
+    return words, f"SELECT {key} FROM {join(child, parent)} GROUP BY {key} ORDER BY COUNT(*) DESC LIMIT 1"
 
 
 @kind(
@@ -1067,19 +889,22 @@ def not_in(pick):
 
 
 @kind(
-    1.5,
-    "Give one list of the {labels} of the {things} and the {labels2} of the {things2}.",
-    "List the {labels} of all {things} together with the {labels2} of all {things2}, without repeats.",
-    "Combine the {labels} of the {things} and the {labels2} of the {things2} into one list.",
+    1.2,
+    "Give one list of the {cols} of the {things} and the {pcols} of the {pthings}.",
+    "List the {cols} of all {things} together with the {pcols} of all {pthings}, without repeats.",
+    "Combine the {cols} of the {things} and the {pcols} of the {pthings} into one list.",
 )
 def union(pick):
-    labelled = [table for table in pick.schema.tables if table.label]
-    if len(labelled) < 2:
-        raise NotHereError
-    first, second = pick.rng.sample(labelled, 2)
-    words = table_words(first) | {f"{key}2": value for key, value in table_words(second).items()}
-    left, right = (f"SELECT {table.label.name} FROM {table.name}" for table in (first, second))
-    return words, f"{left} UNION {right}"
+    first, second = pick.one([pair for pair in combinations(reversed(pick.schema.tables), 2) if all(map(texts, pair))])
+    left, right = pick.one(texts(first)), second.label or pick.one(texts(second))
+    words = both(table_words(first), table_words(second))
+    words |= {"cols": plural(pick.rng.choice(left.phrases)), "pcols": plural(pick.rng.choice(right.phrases))}
+    return words, f"SELECT {left.name} FROM {first.name} UNION SELECT {right.name} FROM {second.name}"
+
+
+def texts(table: Table) -> list[Column]:
+    """The columns that hold words, the one that names a row twice: it is asked for more often."""
+    return [*table.having("label"), *table.having("label", "category")]
 
 
 # Three tables
@@ -1096,7 +921,7 @@ def linked(pick: Picker) -> tuple[Table, Table, Table, str]:
     6,
     "List the {cols} of {things} {rel} {pmatches}.",
     "Which {entities} are {rel} {pmatches}?",
-    "Show the {col} of all {things} {rel} {pmatches}.",
+    "Show the {cols} of all {things} {rel} {pmatches}.",
 )
 def three_tables(pick):
     link, left, right, rel = linked(pick)
