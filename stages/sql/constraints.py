@@ -149,8 +149,10 @@ class _Reader:
             left, right, operator = right, left, _MIRRORED.get(operator, operator)
         value = _literal_value(right)
         if value is not None:
-            if self._place(left):
-                self._literal(left, operator, value, _is_negated(node))
+            # A group of one row has that row's value for its SUM or AVG.
+            inner = left.this if isinstance(left, (exp.Sum, exp.Avg, exp.Min, exp.Max)) else left
+            if self._place(inner):
+                self._literal(inner, operator, value, _is_negated(node))
             else:
                 self._computed(left, value)
             return
@@ -288,8 +290,9 @@ def _like(pattern: str, text: str) -> bool:
 def neighbours(operator: str, value: Value, random: Random) -> Iterator[Value]:
     """`value` itself and values around it, which tell `column operator value` from a slightly different comparison."""
     if is_number(value):
+        yield value  # as it is written: '19.30' is not '19.3' in a text column
         number = float(value)
-        steps = (0, 1, -1, 2, -3, 10, -10) if number.is_integer() else (0, 0.1, -0.1, 1, -1, 10, -10)
+        steps = (1, -1, 2, -3, 10, -10) if number.is_integer() else (0.1, -0.1, 1, -1, 10, -10)
         for step in steps:
             near = int(number) + step if number.is_integer() else round(number + step, 6)
             yield near if isinstance(value, (int, float)) else str(near)
@@ -311,7 +314,7 @@ def neighbours(operator: str, value: Value, random: Random) -> Iterator[Value]:
         except (ValueError, OverflowError):
             pass
     # Just above and just below in text order, then what LIKE '%...%' would still find.
-    yield from (value + "x", value[:-1] or "y", f"{word(random)} {value}", f"{value} {word(random)}", "zz" + value)
+    yield from (value + "x", value[:-1] or "!", f"{word(random)} {value}", f"{value} {word(random)}", "zz" + value)
 
 
 _SYLLABLES = ("ka", "vo", "ri", "mel", "tan", "su", "bo", "ler", "qui", "nat", "dor", "fi", "zen", "gru", "wex", "ost")

@@ -20,23 +20,33 @@ Row = dict[str, Value]
 
 @dataclass(frozen=True)
 class Shape:
-    """How one database is filled: rows a table, values a column, share of NULLs, whether values repeat."""
+    """How one database is filled: rows a table, values a column, share of NULLs, whether values repeat.
+
+    `bare`: no rows but the witnesses.
+    """
 
     rows: tuple[int, int]
     values: tuple[int, int]
     nulls: float = 0.0
     distinct: bool = False
+    bare: bool = False
 
 
-# In this order, again and again. Few values make ties and duplicates, distinct ones determine ORDER BY ... LIMIT,
-# and tables of one to four rows tell > from >= against an aggregate.
+# In this order, again and again. Few values make ties and duplicates; distinct values determine ORDER BY ... LIMIT; a
+# few witnesses alone let one row decide an aggregate (MIN over many rows hardly notices a row more).
+_FEW = Shape(rows=(1, 3), values=(4, 9), bare=True)
+_FEW_AND_NULLS = replace(_FEW, nulls=0.25)
 SHAPES = (
     Shape(rows=(14, 36), values=(3, 6)),
     Shape(rows=(12, 32), values=(40, 60), distinct=True),
+    _FEW_AND_NULLS,
     Shape(rows=(12, 30), values=(3, 7), nulls=0.12),
-    Shape(rows=(8, 20), values=(2, 4)),
+    _FEW_AND_NULLS,
     Shape(rows=(14, 40), values=(30, 50), nulls=0.05, distinct=True),
-    Shape(rows=(1, 4), values=(2, 3)),
+    _FEW,
+    Shape(rows=(8, 20), values=(2, 4)),
+    _FEW,
+    Shape(rows=(1, 3), values=(2, 3)),
 )
 
 
@@ -116,6 +126,13 @@ class _Filling:
                 # An identifier is unique most of the time, and a child's column in the other times.
                 if generator.looks_like_key(table.name, column) and random.random() < 0.6:
                     self.unique[table.name].add(column)
+        # Columns whose values differ where there are enough of them, so that few orders are tied.
+        self.spread = {
+            column
+            for column in generator.domain_of
+            if (shape.distinct and column not in self.constraints.grouped and not generator.is_joined(*column))
+            or (column in self.constraints.ordered and random.random() < 0.7)
+        }
         self.used: dict[Column, set[Value]] = defaultdict(set)
 
     # ---- values
@@ -181,9 +198,7 @@ class _Filling:
 
     def _value(self, table: str, column: str) -> Value:
         pool, weights = self._choices(table, column)
-        distinct = self.shape.distinct and (table, column) not in self.constraints.grouped
-        distinct |= (table, column) in self.constraints.ordered and self.random.random() < 0.7
-        if column in self.unique[table] or (distinct and not self.generator.is_joined(table, column)):
+        if column in self.unique[table] or (table, column) in self.spread:
             unused = [value for value in pool if _folded(value) not in self.used[table, column]]
             if unused:
                 return self.random.choice(unused)
@@ -202,19 +217,25 @@ class _Filling:
         random = self.random
         rows: dict[str, list[Row]] = {name: [] for name in self.schema.tables}
         size = random.randint(*self.shape.rows)
-        tiny = self.shape.rows[1] <= 4
-        counts = [] if tiny else self.constraints.counts
-        size = max([size, *(min(160, 5 * count) for count in counts)])
-        for scene in self.constraints.scenes:
-            for witness in self._witnesses(scene, 1 if tiny else max(4, size // 2)):
+        tiny = self.shape.rows[1] <= 3 and not self.shape.bare
+        if not tiny:
+            size = max([size, *(min(160, 5 * count) for count in self.constraints.counts)])
+        scenes = self.constraints.scenes
+        if self.shape.bare and scenes:
+            scenes = [random.choice(scenes)]
+        for scene in scenes:
+            for witness in self._witnesses(scene, 1 if tiny else size if self.shape.bare else max(4, size // 2)):
                 for table, row in witness:
                     self._add(rows[table], table, row)
         for name in self.schema.tables:
             # A key has about as many rows as there are shared values, so that most of them join.
             target = size if len(rows) == 1 else max(1, round(size * random.uniform(0.5, 1.2)))
+            if self.shape.bare and rows[name]:
+                continue
             for column in sorted(self.unique[name]):
                 if self.generator.is_joined(name, column):
-                    target = min(target, max(3, len(self._choices(name, column)[0])))
+                    # ... and some have no partner.
+                    target = min(target, max(3, len(self._choices(name, column)[0])) + random.randint(0, 4))
             while len(rows[name]) < target:
                 if not self._add(rows[name], name, {}):
                     break
@@ -222,6 +243,8 @@ class _Filling:
                 rows[name] = random.sample(rows[name], target)
         if not tiny and random.random() < 0.5:
             self._block_groups(rows)
+        for name in rows:  # whole rows twice, for DISTINCT; those of a table with a key go again below
+            rows[name] += random.sample(rows[name], min(len(rows[name]), random.randint(0, 2)))
         self._hold_foreign_keys(rows)
         result = {}
         for name, table in self.schema.tables.items():
@@ -248,6 +271,19 @@ class _Filling:
     def _witnesses(self, scene: Scene, count: int) -> list[list[tuple[str, Row]]]:
         """Combinations of rows that satisfy the whole scene, or all of it but one comparison or one joined row."""
         classes = _equal_places(scene)
+        breaks = self._breaks(scene)
+        found = []
+        for _ in range(count):
+            # Each broken comparison takes one of its neighbouring values in turn.
+            if self.random.random() < 0.55 and breaks:
+                breaks.append(breaks.pop(0))
+                found.append(self._witness(scene, classes, breaks[-1]))
+            else:
+                found.append(self._witness(scene, classes, None))
+        return found
+
+    def _breaks(self, scene: Scene) -> list[tuple[Atom, Value]]:
+        """Comparisons of the scene with values around their own; only values that the queries disagree on, if any."""
         breaks = [
             (atom, near)
             for atom in scene.atoms
@@ -255,27 +291,31 @@ class _Filling:
             for near in neighbours(atom.operator, value, self.random)
         ]
         self.random.shuffle(breaks)
-        found = []
-        for number in range(count):
-            # Half of them break something; a comparison is broken with each of its neighbouring values in turn.
-            broken = breaks[number // 2 % len(breaks)] if breaks and number % 2 else None
-            found.append(self._witness(scene, classes, broken))
-        return found
+        disputed = [
+            (atom, value)
+            for atom, value in breaks
+            if len({_allowed(one, atom.place, value) for one in self.constraints.scenes}) > 1
+        ]
+        return disputed or breaks
 
     def _witness(
         self, scene: Scene, classes: list[tuple[list[Place], list[Atom]]], broken: tuple[Atom, Value] | None
     ) -> list[tuple[str, Row]]:
         random = self.random
         rows: dict[int, Row] = {number: {} for number in scene.tables}
+        # A missing row makes the others dangle: what LEFT JOIN, EXCEPT and NOT IN are about.
+        dangling = len(rows) > 1 and random.random() < (0.4 if self.shape.bare else 0.2)
+        left_out = random.choice(list(rows)) if dangling else None
         for places, atoms in classes:
-            some = places[0]
-            domain = self.generator.domain_of[some.table, some.column]
-            breaks = broken and broken[0] in atoms
-            value = broken[1] if breaks else self._satisfying(places, atoms, domain)
+            domain = self.generator.domain_of[places[0].table, places[0].column]
+            if broken and broken[0] in atoms:
+                value = broken[1]
+            elif not atoms and left_out in {place.source for place in places}:
+                value = self._new_value(domain)
+            else:
+                value = self._satisfying(places, atoms, domain)
             for place in places:
                 rows[place.source][place.column] = value
-        # A missing row makes the others dangle: what LEFT JOIN, EXCEPT and NOT IN are about.
-        left_out = random.choice(list(rows)) if len(rows) > 1 and random.random() < 0.2 else None
         return [(scene.tables[number], row) for number, row in rows.items() if number != left_out]
 
     def _satisfying(self, places: list[Place], atoms: list[Atom], domain: Column) -> Value:
@@ -356,6 +396,17 @@ def _equal_places(scene: Scene) -> list[tuple[list[Place], list[Atom]]]:
                 group_of[place] = merged
     groups = {id(group): group for group in group_of.values()}
     return [(group, [atom for atom in scene.atoms if atom.place in group]) for group in groups.values()]
+
+
+def _allowed(scene: Scene, place: Place, value: Value) -> tuple[bool, ...]:
+    """Whether the scene's comparisons of that column let `value` through, for each mention of its table."""
+    return tuple(
+        sorted(
+            all(atom.holds(value) for atom in scene.atoms if atom.place == Place(number, place.table, place.column))
+            for number, table in scene.tables.items()
+            if table == place.table
+        )
+    )
 
 
 def _kind(declared: str) -> str:

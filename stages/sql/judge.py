@@ -110,7 +110,8 @@ class Judge:
             return False
         if tree is None:
             return True
-        both = Suite(self.schema, self.sql, self.tree, [tree], self.databases, f"{self.key}|{sql}", lenient=lenient)
+        size, key = 2 * self.databases, f"{self.key}|{sql}"
+        both = Suite(self.schema, self.sql, self.tree, [tree], size, key, lenient=lenient)
         return both.agrees(sql, is_ordered(tree))
 
     def _without_gold(self, prediction: str, exact: bool) -> Verdict:

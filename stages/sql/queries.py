@@ -12,6 +12,7 @@ from stages.sql.schema import Schema
 
 _COMPARISONS = (exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE, exp.Like, exp.In, exp.Between)
 _MIRRORED = {exp.GT: exp.LT, exp.GTE: exp.LTE}
+_SHUFFLED = (exp.Window, exp.GroupConcat, exp.Anonymous)
 
 
 class Place(NamedTuple):
@@ -69,33 +70,43 @@ def is_ordered(tree: exp.Expression | None) -> bool:
 
 def is_fragile(tree: exp.Expression | None) -> bool:
     """Whether the result may depend on the order in which rows are stored: ties, LIMIT, bare columns, windows."""
-    if tree is None or tree.find(exp.Limit, exp.Offset, exp.Order, exp.Window, exp.GroupConcat, exp.Anonymous):
+    if tree is None or tree.find(exp.Limit, exp.Offset, exp.Order, *_SHUFFLED):
         return True
     return any(_bare_columns(select) for select in tree.find_all(exp.Select))
 
 
+def needs_shuffling(tree: exp.Expression | None) -> bool:
+    """Whether only trials with shuffled rows show that dependence, because no probe of `probes` does."""
+    if tree is None or tree.find(*_SHUFFLED):
+        return True
+    return any(_bare_columns(select) and select.find(exp.Min, exp.Max) for select in tree.find_all(exp.Select))
+
+
 def _bare_columns(select: exp.Select) -> list[exp.Column | exp.Star]:
-    """The output columns of a grouped or aggregated query that are neither grouped by nor aggregated."""
+    """The columns of a grouped or aggregated query that are shown or ordered by, but not grouped by nor aggregated."""
     group = select.args.get("group")
     if not group and not any(projection.find(exp.AggFunc) for projection in select.selects):
         return []
     grouped = {key.name.lower() for key in group.expressions} if group else set()
+    named = {projection.alias.lower() for projection in select.selects if projection.alias}
+    shown = [
+        projection
+        for number, projection in enumerate(select.selects, start=1)
+        if not {projection.alias.lower(), str(number)} & grouped  # GROUP BY of an alias or of a position
+    ]
     bare = []
-    for number, projection in enumerate(select.selects, start=1):
-        named = {projection.alias.lower(), str(number)} - {""}
-        if named & grouped:  # GROUP BY of an alias or of a position
-            continue
-        for node in projection.find_all(exp.Column, exp.Star):
+    for part in (*shown, select.args.get("order"), select.args.get("having")):
+        for node in part.find_all(exp.Column, exp.Star) if part else ():
             inside = node.find_ancestor(exp.AggFunc, exp.Select)
-            if isinstance(inside, exp.AggFunc) or inside is not select:
+            if isinstance(inside, exp.AggFunc) or inside is not select or node.name.lower() in grouped:
                 continue
-            if isinstance(node, exp.Star) or node.name.lower() not in grouped:
+            if part in shown or node.name.lower() not in named:
                 bare.append(node)
     return bare
 
 
 def bare_column_tables(tree: exp.Expression) -> set[str]:
-    """The names (aliases) of the tables that bare output columns are read from; "" for a column without a table."""
+    """The names (aliases) of the tables that bare columns are read from; "" for a column that names no table."""
     return {
         node.table.lower() if isinstance(node, exp.Column) else ""
         for select in tree.find_all(exp.Select)
@@ -103,25 +114,42 @@ def bare_column_tables(tree: exp.Expression) -> set[str]:
     }
 
 
-def extremes(tree: exp.Expression) -> list[str]:
-    """The query with each bare output column read as its MIN, and as its MAX.
+def probes(tree: exp.Expression, schema: Schema) -> list[str]:
+    """Variants of a query that give its own result wherever that is determined.
 
-    SQLite takes a bare column from any row of the group, so the query has one meaning only where these agree.
+    Two order ties by all output columns, up and down (and the rows to be limited, where no order is stated). Two read
+    each bare column of a group as its MIN and as its MAX: SQLite takes it from any row of the group.
     """
-    probes = []
-    for function in (exp.Min, exp.Max):
-        probe = tree.copy()
-        changed = False
-        for select in list(probe.find_all(exp.Select)):
-            if select.find(exp.Min, exp.Max):  # there SQLite reads the bare columns from the row of the extreme
-                continue
-            for node in _bare_columns(select):
-                if isinstance(node, exp.Column) and not isinstance(node.this, exp.Star):
-                    node.replace(function(this=node.copy()))
-                    changed = True
-        if changed:
-            probes.append(probe.sql("sqlite"))
-    return probes
+    found = []
+    for descending in (False, True):
+        tied = tree.copy()
+        for query in list(tied.find_all(exp.Select, exp.SetOperation)):
+            if query.args.get("order") or query.args.get("limit"):
+                order = query.args.get("order") or exp.Order(expressions=[])
+                for position in range(1, _width(query, schema) + 1):
+                    order.append("expressions", exp.Ordered(this=exp.Literal.number(position), desc=descending))
+                if order.expressions:
+                    query.set("order", order)
+        found.append(tied)
+        chosen = tree.copy()
+        for select in list(chosen.find_all(exp.Select)):
+            if not select.find(exp.Min, exp.Max):  # there, SQLite reads bare columns from the row of the extreme
+                for node in _bare_columns(select):
+                    if isinstance(node, exp.Column) and not isinstance(node.this, exp.Star):
+                        node.replace((exp.Max if descending else exp.Min)(this=node.copy()))
+        found.append(chosen)
+    return list(dict.fromkeys(probe.sql("sqlite") for probe in found if probe != tree))
+
+
+def _width(query: exp.Expression, schema: Schema) -> int:
+    """The number of columns of a query's result; 0 where that takes more than a look at the schema."""
+    projections = outputs(query)
+    if not any(projection.is_star for projection in projections):
+        return len(projections)
+    tables = [schema.tables.get(source.name.lower()) for source in sources(projections[0].parent_select)]
+    if len(projections) > 1 or isinstance(projections[0], exp.Column) or None in tables:
+        return 0
+    return sum(len(table.columns) for table in tables)
 
 
 def without_distinct(sql: str, tree: exp.Expression | None) -> str:

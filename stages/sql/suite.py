@@ -8,7 +8,7 @@ from sqlglot import exp
 from stages.sql.comparison import same_results
 from stages.sql.constraints import read_constraints
 from stages.sql.databases import SHAPES, Generator
-from stages.sql.queries import extremes, is_fragile, is_ordered, without_distinct
+from stages.sql.queries import is_fragile, is_ordered, needs_shuffling, parse, probes, without_distinct
 from stages.sql.sandbox import Database, QueryError, Result
 from stages.sql.schema import Schema
 
@@ -28,12 +28,16 @@ class Suite:
         lenient: bool,
     ):
         self.schema, self.size, self.key, self.lenient = schema, size, key, lenient
-        self.sql = without_distinct(sql, tree) if lenient else sql
+        if lenient:
+            sql = without_distinct(sql, tree)
+            tree = parse(sql)
+        self.sql = sql
         self.ordered = is_ordered(tree)
-        self.fragile = is_fragile(tree)
+        fragile = is_fragile(tree)
+        self.shuffles = 0 if not fragile else 6 if needs_shuffling(tree) else 1
         trees = [one for one in (tree, *others) if one is not None]
         self.generator = Generator(schema, read_constraints(trees, schema))
-        self.probes = extremes(tree) if tree is not None and self.fragile else []
+        self.probes = probes(tree, schema) if fragile and tree is not None else []
         self.found: list[tuple[Database, Result]] = []
         self.tried = 0
 
@@ -71,7 +75,7 @@ class Suite:
         database.fill(rows)
         try:
             gold = database.run(self.sql)
-            for _ in range(4 if self.fragile else 0):
+            for _ in range(self.shuffles):
                 for table in rows.values():
                     random.shuffle(table)
                 database.fill(rows)
