@@ -41,7 +41,9 @@ def attention_implementation(device: torch.device) -> str:
     return "flex_attention" if device.type == "cuda" else "sdpa"
 
 
-def speed_up(model: nn.Module, recomputed_layers: int, backend: str = "inductor") -> None:
+def speed_up(
+    model: nn.Module, recomputed_layers: int, backend: str = "inductor", dynamic: bool | None = None
+) -> None:
     """Compile the decoder layers of `model` (a PEFT model over NF4 weights), in place.
 
     The first `recomputed_layers` layers keep nothing but their input for the backward pass and compute the rest of it
@@ -52,11 +54,19 @@ def speed_up(model: nn.Module, recomputed_layers: int, backend: str = "inductor"
     use_fast_linears(model)
     # Without this the first layer would be the only one whose input needs no gradient, and be compiled apart.
     model.enable_input_require_grads()
-    recompute_all = torch.compile(_recompute_all, backend=backend)
-    recompute_cheap = torch.compile(_recompute_cheap, backend=backend)
+    recompute_all = torch.compile(_recompute_all, backend=backend, dynamic=dynamic)
+    recompute_cheap = torch.compile(_recompute_cheap, backend=backend, dynamic=dynamic)
     for index, layer in enumerate(model.get_base_model().model.layers):
         compiled = recompute_all if index < recomputed_layers else recompute_cheap
-        layer.forward = functools.partial(compiled, layer)
+        layer.forward = functools.partial(_forward, compiled, layer)
+
+
+def _forward(compiled, layer: nn.Module, hidden_states, **kwargs):
+    # What the collator adds for FlashAttention differs from pack to pack; nothing here reads it, but every new value
+    # would be compiled anew.
+    for name in ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"):
+        kwargs.pop(name, None)
+    return compiled(layer, hidden_states, **kwargs)
 
 
 def _recompute_all(layer: nn.Module, *args, **kwargs):
