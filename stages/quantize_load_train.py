@@ -26,7 +26,7 @@ from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
-from stages import base_model, chat, nf4, packing
+from stages import base_model, chat, models, packing
 from stages.console import Refusal, run_stage, summary
 from stages.outputs import new_folder, write_json
 from stages.params import Params, Train, load_params
@@ -38,7 +38,7 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate"
 def main() -> None:
     params = load_params()
     base = base_model.locate(Path("models/base"))
-    nf4.check_target_modules(nf4.skeleton(base), params.lora)
+    models.check_target_modules(models.skeleton(base), params.lora)
     tokenizer = chat.load_tokenizer(base)
     stops = chat.stop_ids(tokenizer, base)
     rows = {split: read_encoded(PREPARED / f"{split}.jsonl", params.train, tokenizer, stops) for split in SPLITS}
@@ -69,6 +69,7 @@ def main() -> None:
         trainer.model.save_pretrained(output)
         (output / "README.md").unlink(missing_ok=True)  # PEFT's template of a model card, all blanks
         name_base(output / "adapter_config.json", params)
+        write_json(output / models.QUANTIZATION, params.quantization.model_dump())
         shutil.copy(Path("models/base") / base_model.RECORD, output)
     shutil.rmtree(checkpoints)
     summary("quantize-load-train", metrics)
@@ -213,7 +214,7 @@ def make_trainer(params: Params, base: Path, tokenizer, rows, steps, checkpoints
         report_to="none",
     )
     return Trainer(
-        model=nf4.load_base(base, params.quantization),
+        model=models.load_base(base, params.quantization),
         args=config,
         train_dataset=datasets["train"],
         eval_dataset=datasets["validation"],

@@ -1,0 +1,80 @@
+"""Loading models: in 4 bits, as training and the scoring of the adapter need them; plain; without weights."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+
+from stages.console import Refusal
+from stages.params import Lora, Quantization
+
+QUANTIZATION = "quantization.json"
+
+
+def quantization_config(quantization: Quantization) -> BitsAndBytesConfig:
+    """QLoRA's storage: 4-bit blocks, doubly quantized scales (Dettmers et al. 2023, arXiv:2305.14314, section 3)."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization.type,
+        bnb_4bit_use_double_quant=quantization.double_quantization,
+        bnb_4bit_compute_dtype=getattr(torch, quantization.compute_dtype),
+    )
+
+
+def read_quantization(adapter: Path) -> Quantization:
+    """How the weights were stored that the adapter was trained on; it belongs to the adapter, so it lies beside it."""
+    return Quantization.model_validate_json((adapter / QUANTIZATION).read_text(encoding="utf-8"))
+
+
+def load_base(folder: Path, quantization: Quantization, attention: str = "sdpa") -> PreTrainedModel:
+    """Load the model in `folder` with its linear layers in 4 bits, on the GPU if there is one.
+
+    No `prepare_model_for_kbit_training`: its upcast of norms, embeddings and head to float32 costs gigabytes and time
+    and is not needed when everything else is bfloat16.
+    """
+    return AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=getattr(torch, quantization.compute_dtype),
+        quantization_config=quantization_config(quantization),
+        device_map={"": 0 if torch.cuda.is_available() else "cpu"},
+        attn_implementation=attention,
+        trust_remote_code=False,
+    )
+
+
+def load_plain(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Load the model in `folder` without quantization, on the GPU if there is one."""
+    return AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=dtype,
+        device_map={"": 0 if torch.cuda.is_available() else "cpu"},
+        trust_remote_code=False,
+    )
+
+
+def skeleton(folder: Path) -> PreTrainedModel:
+    """The model without weights (on the meta device): its layers' names and shapes, in a second and no memory.
+
+    Raises:
+        Refusal: if transformers does not know the architecture.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (ValueError, KeyError) as error:
+        raise Refusal(f"{folder}: transformers cannot build this model: {str(error).splitlines()[0]}") from None
+
+
+def check_target_modules(model: PreTrainedModel, lora: Lora) -> None:
+    """Raise Refusal unless each of lora.target_modules names a linear layer of `model`."""
+    if lora.target_modules == "all-linear":
+        return
+    linear = {name.split(".")[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    linear.discard("lm_head")  # trl reads its weight directly, so an adapter on it would never be trained
+    unknown = [name for name in lora.target_modules if name.split(".")[-1] not in linear]
+    if unknown:
+        raise Refusal(
+            f"lora.target_modules: this model has no linear layer {', '.join(unknown)}; it has "
+            f"{', '.join(sorted(linear))}"
+        )
