@@ -1,0 +1,45 @@
+"""quantize-gguf: one type of GGUF, the file that is served.
+
+Reads models/bf16 (model.gguf and, if it is there, imatrix.gguf); writes models/TYPE/model.gguf.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+from stages import gguf_file, llama_cpp
+from stages.console import Refusal, run_stage, summary
+from stages.outputs import new_folder
+from stages.params import GGUF_TYPES
+
+SOURCE = Path("models/bf16/model.gguf")
+MATRIX = Path("models/bf16/imatrix.gguf")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--type", required=True, choices=GGUF_TYPES, help="llama-quantize's name of the type")
+    type_ = parser.parse_args().type
+    matrix = MATRIX if MATRIX.is_file() else None
+    if type_ in llama_cpp.NEEDS_MATRIX and not matrix:
+        raise Refusal(f"{type_} needs an importance matrix and there is no {MATRIX}: set gguf.imatrix to true")
+
+    begin = time.monotonic()
+    output = Path("models") / type_
+    with new_folder(output) as folder:
+        llama_cpp.quantize(SOURCE, folder / "model.gguf", type_, matrix)
+        contents = gguf_file.check_quantized(folder / "model.gguf", SOURCE)
+    summary(
+        f"quantize-gguf {type_}",
+        {
+            "file": f"{output / 'model.gguf'}, {contents.size / 1e9:.2f} GB",
+            "of the bf16 file": f"{contents.size / SOURCE.stat().st_size:.0%}",
+            "tensors": f"{len(contents.shapes)}: {gguf_file.describe_types(contents)}",
+            "importance matrix": "used" if matrix else "none",
+            "seconds": f"{time.monotonic() - begin:.1f}",
+        },
+    )
+
+
+if __name__ == "__main__":
+    run_stage(main)
