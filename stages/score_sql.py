@@ -12,6 +12,7 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
+from sqlglot.dialects.dialect import Dialect
 from tqdm import tqdm
 
 from stages.console import Refusal, run_stage, summary
@@ -29,6 +30,12 @@ def main() -> None:
         )
     if not options.output.parent.is_dir():
         raise Refusal(f"there is no folder {options.output.parent} to write {options.output.name} to: create it first")
+    if options.databases < 1 or (options.processes or 1) < 1:
+        raise Refusal("--databases and --processes must be at least 1")
+    try:
+        Dialect.get_or_raise(options.dialect)
+    except ValueError as error:
+        raise Refusal(f"--dialect: {error}") from None
     with tqdm(total=len(rows), unit="row", disable=None) as bar:
         verdicts = score(
             rows,

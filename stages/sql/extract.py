@@ -15,10 +15,12 @@ _STATEMENT = re.compile(
     r"|\(\s*select\b",
     re.IGNORECASE,
 )
-# Where a query begins inside prose. WITH and the like are also English, so there only what SQL puts after them counts.
-_QUERY = re.compile(
-    r"\bselect\b(?=\s*[\s\w*(\"'`\[-])|\bwith\s+(?:recursive\s+)?[\w\"`]+\s*(?:\([^()]*\)\s*)?as\s*\(", re.IGNORECASE
-)
+# Where a query begins inside a line of prose, which may also say "select" and "with" in English.
+_INLINE = r"\bSELECT\b|\bWITH\s+(?:RECURSIVE\s+)?[\w\"`]+\s*(?:\([^()]*\)\s*)?AS\s*\("
+_QUERY_IN_CAPITALS = re.compile(_INLINE)
+_QUERY = re.compile(_INLINE, re.IGNORECASE)
+# Where a query may end: a semicolon or an empty line, outside of quotes and comments.
+_STOP = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`|--[^\n]*|/\*.*?\*/|;|\n[ \t\r]*\n", re.DOTALL)
 _CLAUSE = re.compile(
     r"(?:select|from|where|and|or|group|order|having|limit|offset|union|intersect|except|join|inner|left|right|full"
     r"|cross|natural|on|using|as|with|when|then|else|end|case|not|in|between|like|is|values)\b|[(),*=<>'\"`|+-]",
@@ -29,23 +31,21 @@ _CLAUSE = re.compile(
 def extract(answer: str) -> str:
     """Return the SQL in `answer`, without fences, prose, chat markers and the final semicolon.
 
-    A fenced block that holds a query wins; otherwise the text from the first line that begins a statement, or else from
-    the first query inside a line. It ends at a chat marker, at a semicolon that no further statement follows, or at an
-    empty line that no SQL follows. Several statements stay several (and are an error later). An answer with no SQL in
-    it is returned as it is, stripped.
+    Only the text up to a chat marker counts (after it, if there is no SQL before). In it, a fenced block that holds a
+    query wins; otherwise the query starts at the first line that begins a statement or has SELECT in capitals, or else
+    at the first "select" of all. It ends at a semicolon that no further statement follows, or at an empty line that no
+    SQL follows. Several statements stay several (and are an error later). An answer with no SQL in it is returned as it
+    is, stripped.
     """
     text = _THOUGHT.sub("", answer)
-    marker = next((found for found in _MARKER.finditer(text) if text[: found.start()].strip()), None)
-    text = _MARKER.sub("\n", text[: marker.start()] if marker else text)
+    parts = [part for part in _MARKER.split(text) if part.strip()]
+    text = next((part for part in parts if _start(part) is not None), parts[0] if parts else "")
     for block in _FENCE.findall(text):
         if _start(block) is not None:
             text = block
             break
     text = text.replace("```", "\n")
-    start = _start(text)
-    if start is None:
-        return text.strip().strip("`").strip()
-    return _end(text[start:]).strip().strip("`").strip().rstrip(";").strip()
+    return _end(text[_start(text) or 0 :]).strip().strip("`").rstrip(";. \t\r\n").lstrip()
 
 
 def _start(text: str) -> int | None:
@@ -54,31 +54,28 @@ def _start(text: str) -> int | None:
     for line in text.splitlines(keepends=True):
         label = _LABEL.match(line)
         begin = label.end() if label else len(line) - len(line.lstrip(" \t`>"))
-        # "With this query ..." is prose: a line's first word decides only where SQL could go on.
         word = _STATEMENT.match(line, begin)
+        # "With this query ..." is prose.
         if word and (not word[0].lower().startswith("with") or _QUERY.match(text, position + begin)):
             return position + begin
-        query = _QUERY.search(line)
+        query = _QUERY_IN_CAPITALS.search(line)
         if query:
             return position + query.start()
         position += len(line)
-    return None
+    query = _QUERY.search(text)
+    return query.start() if query else None
 
 
 def _end(sql: str) -> str:
     """`sql` without what follows its last statement."""
-    quote = None
-    for position, character in enumerate(sql):
-        if quote:
-            quote = None if character == quote else quote
-        elif character in "'\"`":
-            quote = character
-        elif character == ";":
-            rest = sql[position + 1 :].lstrip("; \t\r\n")
-            if not _STATEMENT.match(rest):
-                return sql[:position]
-        elif character == "\n" and sql[position + 1 :].lstrip(" \t\r").startswith("\n"):
-            rest = sql[position:].lstrip()
-            if not _CLAUSE.match(rest) and not _STATEMENT.match(rest):
-                return sql[:position]
+    for found in _STOP.finditer(sql):
+        if found[0] == ";":
+            ends = not _STATEMENT.match(sql[found.end() :].lstrip("; \t\r\n"))
+        elif found[0].startswith("\n"):
+            rest = sql[found.end() :].lstrip()
+            ends = not _CLAUSE.match(rest) and not _STATEMENT.match(rest)
+        else:
+            ends = False
+        if ends:
+            return sql[: found.start()]
     return sql

@@ -6,7 +6,6 @@ from sqlglot import exp
 
 from stages.sql.extract import extract
 from stages.sql.queries import (
-    is_fragile,
     is_ordered,
     normal_form,
     parse,
@@ -14,7 +13,7 @@ from stages.sql.queries import (
     to_sqlite,
     without_distinct,
 )
-from stages.sql.sandbox import Database, QueryError, clock
+from stages.sql.sandbox import MAX_SQL_LENGTH, Database, QueryError, clock
 from stages.sql.schema import SchemaError, read_schema
 from stages.sql.suite import Suite
 
@@ -53,14 +52,14 @@ class Judge:
     """
 
     def __init__(self, context: str, answer: str, *, seed: int = 0, databases: int = 10, dialect: str = "sqlite"):
-        self.context, self.answer, self.databases, self.dialect = context, answer, databases, dialect
+        self.answer, self.databases, self.dialect = answer, databases, dialect
         self.key = f"{seed}|{context}|{answer}"
         self.gold: str | None = "invalid"
+        self.schema = None
         try:
             self.schema = read_schema(_fold(context), dialect)
-            self.sql = self._readable(answer)
             self.empty = Database(self.schema.columns())
-            self.empty.run(self.sql)
+            self.sql = self._checked(answer)
         except (SchemaError, QueryError):
             return
         self.gold = None
@@ -72,8 +71,7 @@ class Judge:
             )
             for strictness in ("strict", "lenient")
         }
-        # A query that cannot be undetermined needs no database to say so.
-        if is_fragile(self.tree) and next(self.suites["strict"].instances(), None) is None:
+        if next(self.suites["strict"].instances(), None) is None:
             self.gold = "undetermined"
 
     def judge(self, raw: str) -> Verdict:
@@ -82,12 +80,8 @@ class Judge:
         exact = is_exact(self.answer, prediction)
         if self.gold == "invalid":
             return self._without_gold(prediction, exact)
-        if not prediction:
-            return Verdict(False, False, exact, False, "empty", self.gold)
-        with clock():
-            sql = self._readable(prediction)
         try:
-            self.empty.run(sql)
+            sql = self._checked(prediction)
             with clock():
                 tree = parse(sql)
                 same_form = self.form is not None and normal_form(tree, self.schema) == self.form
@@ -106,7 +100,8 @@ class Judge:
         if lenient:
             with clock():
                 sql = without_distinct(sql, tree)
-        if not self.suites[strictness].agrees(sql, is_ordered(tree)):
+        suite = self.suites[strictness]
+        if not suite.agrees(sql, is_ordered(tree)) or not suite.found:
             return False
         if tree is None:
             return True
@@ -114,16 +109,26 @@ class Judge:
         both = Suite(self.schema, self.sql, self.tree, [tree], size, key, lenient=lenient)
         return both.agrees(sql, is_ordered(tree))
 
+    def _checked(self, prediction: str) -> str:
+        """The prediction as it will be run, once it has run on an empty database. Raises QueryError."""
+        if not prediction:
+            raise QueryError("empty", "there is no answer")
+        if len(prediction) > MAX_SQL_LENGTH:
+            raise QueryError("too_large", f"more than {MAX_SQL_LENGTH} characters")
+        with clock():
+            sql = self._readable(prediction)
+        self.empty.run(sql)
+        return sql
+
     def _without_gold(self, prediction: str, exact: bool) -> Verdict:
         """Where there is nothing to compare with, a prediction can still be valid or not, if the schema is."""
-        error = "empty" if not prediction else None
-        try:
-            if prediction:
-                Database(read_schema(_fold(self.context), self.dialect).columns()).run(prediction)
-        except QueryError as failure:
-            error = failure.kind
-        except SchemaError:
-            error = "unknown_table"
+        error = "no_schema"
+        if self.schema:
+            try:
+                self._checked(prediction)
+                error = None
+            except QueryError as failure:
+                error = failure.kind
         return Verdict(False, False, exact, error is None, error, "invalid")
 
     def _readable(self, sql: str) -> str:

@@ -127,7 +127,8 @@ def probes(tree: exp.Expression, schema: Schema) -> list[str]:
             if query.args.get("order") or query.args.get("limit"):
                 order = query.args.get("order") or exp.Order(expressions=[])
                 for position in range(1, _width(query, schema) + 1):
-                    order.append("expressions", exp.Ordered(this=exp.Literal.number(position), desc=descending))
+                    key = exp.Literal.number(position)
+                    order.append("expressions", exp.Ordered(this=key, desc=descending, nulls_first=not descending))
                 if order.expressions:
                     query.set("order", order)
         found.append(tied)

@@ -13,18 +13,20 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
+from pathlib import Path
 
-STATEMENT_SECONDS = 1.5
+STATEMENT_SECONDS = 1.0
 MEMORY_BYTES = 128 * 2**20
-MAX_ROWS = 10_000
+MAX_SQL_LENGTH = 20_000
+MAX_CELLS = 100_000
 MAX_RESULT_BYTES = 8 * 2**20
 MAX_STEPS = 3_000_000
 _STEPS_A_CHECK = 2_000
 
 _LIMITS = {
     sqlite3.SQLITE_LIMIT_LENGTH: 100_000,
-    sqlite3.SQLITE_LIMIT_SQL_LENGTH: 50_000,
+    sqlite3.SQLITE_LIMIT_SQL_LENGTH: MAX_SQL_LENGTH,
     sqlite3.SQLITE_LIMIT_COLUMN: 200,
     sqlite3.SQLITE_LIMIT_EXPR_DEPTH: 200,
     sqlite3.SQLITE_LIMIT_COMPOUND_SELECT: 30,
@@ -145,13 +147,14 @@ class Database:
         if cursor.description is None:
             kind = "not_a_query" if _STATEMENT.match(sql) else "empty"
             raise QueryError(kind, "the statement returns nothing")
+        width = len(cursor.description)
         rows, size = [], 0
         for row in cursor:
             rows.append(row)
             size += sum(len(value) for value in row if isinstance(value, (str, bytes)))
-            if len(rows) > MAX_ROWS or size > MAX_RESULT_BYTES:
-                raise QueryError("too_many_rows", f"more than {MAX_ROWS} rows or {MAX_RESULT_BYTES} bytes")
-        return Result(len(cursor.description), rows)
+            if len(rows) * width > MAX_CELLS or size > MAX_RESULT_BYTES:
+                raise QueryError("too_many_rows", f"more than {MAX_CELLS} values or {MAX_RESULT_BYTES} bytes of text")
+        return Result(width, rows)
 
     def _authorize(self, action: int, first: str | None, second: str | None, *_: str | None) -> int:
         if action in (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_RECURSIVE):
@@ -195,17 +198,16 @@ def _at_fixed_time(name: str, *arguments: object) -> object:
     return _clock_connection().execute(f"SELECT {name}({','.join('?' * len(values))})", values).fetchone()[0]
 
 
-def _clock_connection(_cache: list[sqlite3.Connection] = []) -> sqlite3.Connection:  # noqa: B006
-    if not _cache:
-        _cache.append(sqlite3.connect(":memory:"))
-    return _cache[0]
+@lru_cache(maxsize=1)
+def _clock_connection() -> sqlite3.Connection:
+    return sqlite3.connect(":memory:")
 
 
 _confined = False
 
 
 def confine_process() -> None:
-    """Put this process under the kernel's limits for good: no file may be written, little memory may be added.
+    """Put this process under the kernel's limits for good: it may write no file, and add MEMORY_BYTES to what it has.
 
     For worker processes only: a limit that is hit may end the process, with SIGPROF if it was `clock`.
     """
@@ -214,6 +216,10 @@ def confine_process() -> None:
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    size = Path("/proc/self/statm")  # Linux; elsewhere SQLite's own limit has to do
+    if size.exists():
+        limit = int(size.read_text().split()[0]) * resource.getpagesize() + MEMORY_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 @contextmanager

@@ -9,12 +9,15 @@ agrees on all of them is tried again on as many databases made from both queries
 
 Error classes of a prediction: empty, not_a_query, several_statements, syntax, unknown_table, unknown_column,
 unknown_function, ambiguous, invalid (any other complaint of SQLite's), denied (not a plain read of the schema's own
-tables, or a function that is not allowed), timeout, too_large, too_many_rows, and crashed (it ended the worker).
+tables, or a function that is not allowed), timeout, too_large, too_many_rows, crashed (it ended the worker), and
+no_schema (there is no schema to run it on).
 """
 
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from sqlglot.dialects.dialect import Dialect
 
 from stages.sql.judge import Verdict
 from stages.sql.pool import judge_in_workers
@@ -38,17 +41,19 @@ def score(
     context, the answer and the prediction are written in, as sqlglot names it) and on nothing else: not on the other
     rows, nor on `processes` (by default one a core). Rows with the same context and answer share their databases, so
     several artifacts are scored fastest in one call. `progress` is called with the number of rows done, from this
-    thread. Raises ValueError if the lengths differ.
+    thread. Raises ValueError if the lengths differ or the dialect is unknown.
     """
+    Dialect.get_or_raise(dialect)
     if len(rows) != len(predictions):
         raise ValueError(f"{len(rows)} rows, but {len(predictions)} predictions")
     tasks: dict[tuple[str, str], list[int]] = {}
     for index, row in enumerate(rows):
         tasks.setdefault((row["context"], row["answer"]), []).append(index)
     settings = {"seed": seed, "databases": databases, "dialect": dialect}
-    processes = processes or len(os.sched_getaffinity(0))
+    # A worker takes a moment to start: a few rows do not need many.
+    processes = min(processes or os.cpu_count() or 1, -(-len(tasks) // 8))
     verdicts: list[Verdict | None] = [None] * len(rows)
-    judged = judge_in_workers(tasks, predictions, settings, min(processes, len(tasks)))
+    judged = judge_in_workers(tasks, predictions, settings, processes)
     for done, (index, verdict) in enumerate(judged, start=1):
         verdicts[index] = verdict
         if progress:
