@@ -166,6 +166,7 @@ def settings(micro_batch: int, accumulation: int, steps: int, **others) -> SFTCo
         learning_rate=2e-4,
         bf16=True,
         logging_steps=1,
+        logging_nan_inf_filter=False,  # its check would wait for the GPU after each micro-batch
         save_strategy="no",
         report_to="none",
         **others,

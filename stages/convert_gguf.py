@@ -58,6 +58,7 @@ def main() -> None:
             texts, conversations = check_parity(server, tokenizer, rows)
         if settings.imatrix:
             measure_importance(gguf, tokenizer, rows, folder / "imatrix.gguf")
+        shutil.copy(MERGED / base_model.RECORD, folder)
 
     summary(
         "convert-gguf",

@@ -16,6 +16,7 @@ import functools
 
 import torch
 from torch import nn
+from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from stages.nf4_linear import use_fast_linears
@@ -41,9 +42,7 @@ def attention_implementation(device: torch.device) -> str:
     return "flex_attention" if device.type == "cuda" else "sdpa"
 
 
-def speed_up(
-    model: nn.Module, recomputed_layers: int, backend: str = "inductor", dynamic: bool | None = None
-) -> None:
+def speed_up(model: nn.Module, recomputed_layers: int, backend: str = "inductor", dynamic: bool | None = None) -> None:
     """Compile the decoder layers of `model` (a PEFT model over NF4 weights), in place.
 
     The first `recomputed_layers` layers keep nothing but their input for the backward pass and compute the rest of it
@@ -54,11 +53,64 @@ def speed_up(
     use_fast_linears(model)
     # Without this the first layer would be the only one whose input needs no gradient, and be compiled apart.
     model.enable_input_require_grads()
+    backbone = model.get_base_model().model
+    if backbone.config._attn_implementation == "flex_attention":
+        backbone.register_forward_pre_hook(_add_pack_mask, with_kwargs=True)
     recompute_all = torch.compile(_recompute_all, backend=backend, dynamic=dynamic)
     recompute_cheap = torch.compile(_recompute_cheap, backend=backend, dynamic=dynamic)
-    for index, layer in enumerate(model.get_base_model().model.layers):
+    for index, layer in enumerate(backbone.layers):
         compiled = recompute_all if index < recomputed_layers else recompute_cheap
         layer.forward = functools.partial(_forward, compiled, layer)
+
+
+def _add_pack_mask(backbone: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    if kwargs.get("attention_mask") is None and kwargs.get("past_key_values") is None:
+        window = getattr(backbone.config, "sliding_window", None)
+        kwargs["attention_mask"] = pack_mask(kwargs["position_ids"], window)
+    return args, kwargs
+
+
+def pack_mask(position_ids: torch.Tensor, window: int | None) -> BlockMask:
+    """The causal mask of a pack, for flex_attention: a token sees the tokens of its own row up to itself.
+
+    transformers builds the same mask by evaluating every pair of positions, and waits for the GPU on the way; here
+    the blocks follow from the first and last row in each block of 128 positions.
+
+    Args:
+        position_ids: (1, tokens); 0 at the start of each row.
+        window: how far back a token sees (`sliding_window` of the model's config), if that is limited.
+    """
+    row = (position_ids == 0).cumsum(-1)
+    tokens = row.shape[-1]
+
+    def visible(batch, head, query, key):
+        same = (query >= key) & (row[batch, query] == row[batch, key])
+        return same if window is None else same & (query - key < window)
+
+    first = row[0, ::PACK_MULTIPLE]
+    last = row[0, PACK_MULTIPLE - 1 :: PACK_MULTIPLE]
+    if len(last) < len(first):
+        last = torch.cat([last, row[0, -1:]])
+    at = torch.arange(len(first), device=row.device)
+    below = at[:, None] > at[None, :]
+    touched = (below & (last[None, :] >= first[:, None])) | (at[:, None] == at[None, :])
+    full = below & (first[None, :] == last[:, None])
+    if window is not None:
+        full &= (at[:, None] - at[None, :] + 1) * PACK_MULTIPLE <= window
+    partial_blocks, full_blocks = touched & ~full, full
+    return BlockMask.from_kv_blocks(
+        *_ordered(partial_blocks),
+        *_ordered(full_blocks),
+        BLOCK_SIZE=PACK_MULTIPLE,
+        mask_mod=visible,
+        seq_lengths=(tokens, tokens),
+    )
+
+
+def _ordered(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Number of set blocks in each line, and the columns with the set ones first, as BlockMask takes them."""
+    columns = blocks.int().argsort(dim=-1, descending=True, stable=True)
+    return blocks.sum(-1, dtype=torch.int32)[None, None], columns.int()[None, None]
 
 
 def _forward(compiled, layer: nn.Module, hidden_states, **kwargs):

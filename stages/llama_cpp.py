@@ -296,6 +296,7 @@ class Server:
         arguments += ["--no-prefill-assistant", "--no-ui"]
         self._log = tempfile.TemporaryFile()
         self._process = _start([str(find().server), *arguments], stdout=self._log, stderr=subprocess.STDOUT)
+        self.pid = self._process.pid
         try:
             while not self._is_ready():
                 time.sleep(0.05)

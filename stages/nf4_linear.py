@@ -7,6 +7,8 @@ the layer is one opaque operator with a backward operator of its own. The compil
 input of the layer and nothing else, and the weight is dequantized once a pass, by one kernel on a GPU.
 """
 
+import math
+
 import bitsandbytes as bnb
 import torch
 from peft.tuners.lora.bnb import Linear4bit as LoraLinear4bit
@@ -95,64 +97,85 @@ def dequantize(packed: list[Tensor], out_features: int, dtype: torch.dtype) -> T
     return (blocks * scales[:, None]).to(dtype).view(out_features, -1)
 
 
-@torch.library.custom_op("qlora::nf4_linear", mutates_args=())
-def nf4_linear(
-    x: Tensor, packed: list[Tensor], out_features: int, lora_a: Tensor | None, lora_b: Tensor | None, scale: float
-) -> Tensor:
-    """x W' + scale * x A' B' for x (..., in), W (out, in) 4-bit, A (r, in), B (out, r); A and B may be absent."""
+LIBRARY = torch.library.Library("qlora", "DEF")
+LIBRARY.define(
+    "nf4_linear(Tensor x, Tensor[] packed, int out_features, Tensor? lora_a, Tensor? lora_b, float scale)"
+    " -> (Tensor, Tensor)"
+)
+LIBRARY.define(
+    "nf4_linear_backward(Tensor grad, Tensor x, Tensor low, Tensor[] packed, Tensor? lora_a, Tensor? lora_b,"
+    " float scale) -> Tensor[]"
+)
+
+
+def _linear(x, packed, out_features, lora_a, lora_b, scale):
     rows = x.reshape(-1, x.shape[-1])
     weight = dequantize(packed, out_features, x.dtype)
     if lora_a is None:
-        y = rows @ weight.t()
+        y, low = rows @ weight.t(), rows.new_empty(len(rows), 0)
     else:
+        low = _scaled_product(scale, rows, lora_a.to(x.dtype).t())
         # LoRA goes first and the large product is added in place: its epilogue reads what a separate sum would.
-        y = (rows @ lora_a.to(x.dtype).t()).mul_(scale) @ lora_b.to(x.dtype).t()
-        y.addmm_(rows, weight.t())
-    return y.view(*x.shape[:-1], out_features)
+        y = (low @ lora_b.to(x.dtype).t()).addmm_(rows, weight.t())
+    return y.view(*x.shape[:-1], out_features), low
 
 
-@nf4_linear.register_fake
-def _(x, packed, out_features, lora_a, lora_b, scale):
-    return x.new_empty(*x.shape[:-1], out_features)
-
-
-@torch.library.custom_op("qlora::nf4_linear_backward", mutates_args=())
-def nf4_linear_backward(
-    grad: Tensor, x: Tensor, packed: list[Tensor], lora_a: Tensor | None, lora_b: Tensor | None, scale: float
-) -> list[Tensor]:
-    """Gradients of `nf4_linear`: [x] without LoRA, [x, A, B] with it; the weight is dequantized again."""
+def _linear_backward(grad, x, low, packed, lora_a, lora_b, scale):
     grads = grad.reshape(-1, grad.shape[-1])
     weight = dequantize(packed, grad.shape[-1], grad.dtype)
     if lora_a is None:
         return [(grads @ weight).view(x.shape)]
-    rows, a, b = x.reshape(-1, x.shape[-1]), lora_a.to(x.dtype), lora_b.to(x.dtype)
-    grad_low = (grads @ b).mul_(scale)
-    grad_a = grad_low.t() @ rows
-    grad_b = grads.t() @ (rows @ a.t()).mul_(scale)
-    grad_x = grad_low @ a
-    grad_x.addmm_(grads, weight)
+    grad_low = _scaled_product(scale, grads, lora_b.to(x.dtype))
+    grad_a = grad_low.t() @ x.reshape(-1, x.shape[-1])
+    grad_b = grads.t() @ low
+    grad_x = (grad_low @ lora_a.to(x.dtype)).addmm_(grads, weight)
     return [grad_x.view(x.shape), grad_a.to(lora_a.dtype), grad_b.to(lora_b.dtype)]
 
 
-@nf4_linear_backward.register_fake
-def _(grad, x, packed, lora_a, lora_b, scale):
-    grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return [grad_x] if lora_a is None else [grad_x, torch.empty_like(lora_a), torch.empty_like(lora_b)]
+def _scaled_product(scale: float, a: Tensor, b: Tensor) -> Tensor:
+    """scale * a b, the factor applied where the product is written."""
+    out = a.new_empty(a.shape[0], b.shape[1])
+    return torch.addmm(out, a, b, beta=0, alpha=scale, out=out)
 
 
-def _keep_input(ctx, inputs, output):
+def _linear_fake(x, packed, out_features, lora_a, lora_b, scale):
+    rank = 0 if lora_a is None else lora_a.shape[0]
+    return x.new_empty(*x.shape[:-1], out_features), x.new_empty(math.prod(x.shape[:-1]), rank)
+
+
+def _linear_backward_fake(grad, x, low, packed, lora_a, lora_b, scale):
+    grad_x = x.new_empty(x.shape)
+    return [grad_x] if lora_a is None else [grad_x, lora_a.new_empty(lora_a.shape), lora_b.new_empty(lora_b.shape)]
+
+
+def _keep(ctx, inputs, output):
     x, packed, _, lora_a, lora_b, ctx.scale = inputs
+    ctx.set_materialize_grads(False)
     ctx.has_lora = lora_a is not None
-    # Without LoRA the gradient needs x's shape alone, but a shape costs nothing only if x lives on elsewhere.
-    ctx.save_for_backward(x, *([lora_a, lora_b] if ctx.has_lora else []), *packed)
+    ctx.save_for_backward(x, output[1], *([lora_a, lora_b] if ctx.has_lora else []), *packed)
 
 
-def _backward(ctx, grad):
-    x, *rest = ctx.saved_tensors
+def _autograd(ctx, grad, _):
+    x, low, *rest = ctx.saved_tensors
     lora_a, lora_b, *packed = rest if ctx.has_lora else [None, None, *rest]
-    grads = nf4_linear_backward(grad, x, packed, lora_a, lora_b, ctx.scale)
+    grads = torch.ops.qlora.nf4_linear_backward(grad, x, low, packed, lora_a, lora_b, ctx.scale)
     grad_x, grad_a, grad_b = grads if ctx.has_lora else [*grads, None, None]
     return grad_x, [None] * len(packed), None, grad_a, grad_b, None
 
 
-nf4_linear.register_autograd(_backward, setup_context=_keep_input)
+LIBRARY.impl("nf4_linear", _linear, "CompositeExplicitAutograd")
+LIBRARY.impl("nf4_linear_backward", _linear_backward, "CompositeExplicitAutograd")
+torch.library.register_fake("qlora::nf4_linear", _linear_fake, lib=LIBRARY)
+torch.library.register_fake("qlora::nf4_linear_backward", _linear_backward_fake, lib=LIBRARY)
+torch.library.register_autograd("qlora::nf4_linear", _autograd, setup_context=_keep, lib=LIBRARY)
+
+
+def nf4_linear(
+    x: Tensor, packed: list[Tensor], out_features: int, lora_a: Tensor | None, lora_b: Tensor | None, scale: float
+) -> Tensor:
+    """x W' + scale * x A' B' for x (..., in), W (out, in) 4-bit, A (r, in), B (out, r); A and B may both be None.
+
+    An operator registered by hand and not with `torch.library.custom_op`, whose checks at each call would show in
+    short packs. Its second result, scale * x A', is what the gradient of B needs.
+    """
+    return torch.ops.qlora.nf4_linear(x, packed, out_features, lora_a, lora_b, scale)[0]

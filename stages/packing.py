@@ -93,8 +93,15 @@ def pack_dataset(packs: Sequence[Sequence[int]], encoded: Sequence[Encoded], pad
     return Dataset.from_dict({"rows": list(map(list, packs))}).with_transform(assemble)
 
 
-def pack_tensors(rows: Sequence[Encoded], device: torch.device) -> dict[str, torch.Tensor]:
-    """One pack as the model takes it: input_ids and position_ids, both (1, tokens)."""
+def pack_tensors(rows: Sequence[Encoded], device: torch.device) -> dict[str, torch.Tensor | bool]:
+    """One pack as keyword arguments of the model's forward: input_ids and position_ids, both (1, tokens).
+
+    transformers keeps the rows apart only where there is no key-value cache, which it would make by default.
+    """
     ids = [token for row in rows for token in row.input_ids]
     positions = [at for row in rows for at in range(len(row.input_ids))]
-    return {"input_ids": torch.tensor([ids], device=device), "position_ids": torch.tensor([positions], device=device)}
+    return {
+        "input_ids": torch.tensor([ids], device=device),
+        "position_ids": torch.tensor([positions], device=device),
+        "use_cache": False,
+    }

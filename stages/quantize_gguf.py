@@ -4,10 +4,11 @@ Reads models/bf16 (model.gguf and, if it is there, imatrix.gguf); writes models/
 """
 
 import argparse
+import shutil
 import time
 from pathlib import Path
 
-from stages import gguf_file, llama_cpp
+from stages import base_model, gguf_file, llama_cpp
 from stages.console import Refusal, run_stage, summary
 from stages.outputs import new_folder
 from stages.params import GGUF_TYPES
@@ -28,6 +29,7 @@ def main() -> None:
     output = Path("models") / type_
     with new_folder(output) as folder:
         llama_cpp.quantize(SOURCE, folder / "model.gguf", type_, matrix)
+        shutil.copy(SOURCE.parent / base_model.RECORD, folder)
         contents = gguf_file.check_quantized(folder / "model.gguf", SOURCE)
     summary(
         f"quantize-gguf {type_}",

@@ -26,7 +26,7 @@ from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
-from stages import base_model, chat, models, packing
+from stages import base_model, chat, models, packed_attention, packing
 from stages.console import Refusal, run_stage, summary
 from stages.outputs import new_folder, write_json
 from stages.params import Params, Train, load_params
@@ -98,7 +98,7 @@ def pack_tokens(train: Train) -> int:
     """The most tokens that go through the model at once."""
     if train.micro_batch_tokens != "auto":
         return train.micro_batch_tokens
-    return max(train.max_length, 4096 if torch.cuda.is_available() else 512)
+    return max(train.max_length, 4096 if torch.cuda.is_available() else 1024)
 
 
 def checkpoint_folder(params: Params) -> Path:
@@ -165,6 +165,19 @@ class Trainer(SFTTrainer):
     def interrupted(self) -> bool:
         return self.guard.terminated and self.state.global_step < self.state.max_steps
 
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """trl's loss on a GPU. Without one trl scores every position, so here only the supervised ones are.
+
+        Mean negative log-likelihood (nats) of the supervised tokens, over `num_items_in_batch` of them if given.
+        """
+        if self.args.device.type != "cpu":
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs.pop("labels")[0, 1:]
+        where = torch.nonzero(labels != chat.IGNORED).flatten()
+        logits = model(**inputs, use_cache=False, logits_to_keep=where).logits[0].float()
+        loss = torch.nn.functional.cross_entropy(logits, labels[where], reduction="sum")
+        return loss / max(1, len(where) if num_items_in_batch is None else int(num_items_in_batch))
+
     def create_model_card(self, *args, **kwargs) -> None:
         pass
 
@@ -214,7 +227,7 @@ def make_trainer(params: Params, base: Path, tokenizer, rows, steps, checkpoints
         report_to="none",
     )
     return Trainer(
-        model=models.load_base(base, params.quantization),
+        model=models.load_base(base, params.quantization, "sdpa" if on_gpu else packed_attention.NAME),
         args=config,
         train_dataset=datasets["train"],
         eval_dataset=datasets["validation"],
@@ -269,7 +282,7 @@ def run_metrics(trainer: Trainer, rows, steps, seconds: float, resumed: Path | N
 
 def write_log(path: Path, history: list[dict]) -> None:
     """The loss curve, one line a step."""
-    columns = ("step", "loss", "eval_loss", "mean_token_accuracy", "learning_rate", "grad_norm", "num_tokens")
+    columns = ("step", "loss", "eval_loss", "learning_rate", "grad_norm")
     lines: dict[int, dict] = {}
     for entry in history:
         lines.setdefault(entry["step"], {}).update({name: entry[name] for name in columns if name in entry})

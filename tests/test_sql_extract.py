@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from stages.sql.extract import extract
@@ -39,6 +41,10 @@ def test_finds_the_sql(answer, sql):
     assert extract(answer) == sql
 
 
-def test_long_odd_answers_take_no_time():
-    for answer in ("\n" * 50_000 + "x", "'" * 50_001, "SELECT " + "\n \t" * 20_000, "```" * 20_000, "/*" * 30_000):
-        extract(answer)
+@pytest.mark.parametrize(
+    "answer", ["\n" * 50_000 + "x", "'" * 50_001, "SELECT" + "\n \t" * 20_000, "```" * 20_000, "with " * 20_000]
+)
+def test_long_odd_answers_take_no_time(answer):
+    start = time.perf_counter()
+    extract(answer)
+    assert time.perf_counter() - start < 1
