@@ -300,6 +300,7 @@ class Server:
         try:
             while not self._is_ready():
                 time.sleep(0.05)
+            self._plain_id = self.tokenize("a")[-1]
         except BaseException:
             self.__exit__()
             raise
@@ -344,16 +345,31 @@ class Server:
         Returns:
             The natural log-probability of each id (full softmax), and whether it was the most probable one.
         """
-        steps = []
-        for number, forced in enumerate(completion_ids):
-            # The bias leaves the sampler no choice; the probabilities that are reported are those before it. One id a
-            # request, since a bias holds for a whole request (a grammar of ids cannot ask for an end-of-turn id); the
-            # slot's cache holds all earlier ids, so that each request evaluates one.
-            reply = self._generate(prompt_ids + completion_ids[:number], 1, logit_bias=[[forced, 1e6]], n_probs=1)
-            steps += reply["completion_probabilities"]
+        scores = [
+            self._score_next(prompt_ids + completion_ids[:number], forced)
+            for number, forced in enumerate(completion_ids)
+        ]
+        return [logprob for logprob, _ in scores], [is_top for _, is_top in scores]
+
+    def _score_next(self, ids: list[int], forced: int) -> tuple[float, bool]:
+        # A bias leaves the sampler no choice; the probabilities that are reported are those before it. One id a
+        # request, since a bias holds for a whole request (and a grammar of ids cannot ask for an end-of-turn id). The
+        # slot's cache holds all ids but the last, so that a request evaluates one.
+        step = self._step(ids, forced, 1)
+        if step is None:
+            # The server says nothing of a token that ends within a character: find it among the alternatives to one
+            # that does not.
+            step = self._step(ids, self._plain_id, 100)
+            if all(top["id"] != forced for top in step["top_logprobs"]):
+                step = self._step(ids, self._plain_id, 1 << 30)
+        logprob = next(top["logprob"] for top in (step, *step["top_logprobs"]) if top["id"] == forced)
         # Of a probability too small for a float the server reports the lowest float as logarithm.
-        logprobs = [max(step["logprob"], SMALLEST_LOGPROB) for step in steps]
-        return logprobs, [step["top_logprobs"][0]["id"] == step["id"] for step in steps]
+        return max(logprob, SMALLEST_LOGPROB), step["top_logprobs"][0]["id"] == forced
+
+    def _step(self, ids: list[int], forced: int, count: int) -> dict | None:
+        """The server's report on one generated id, `forced`, with the `count` most probable ones."""
+        reply = self._generate(ids, 1, logit_bias=[[forced, 1e6]], n_probs=count)
+        return next(iter(reply.get("completion_probabilities", [])), None)
 
     def _generate(self, prompt_ids: list[int], max_tokens: int, **options) -> dict:
         if not hasattr(self._local, "slot"):

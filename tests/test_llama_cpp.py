@@ -1,0 +1,329 @@
+"""llama.cpp's real tools on a tiny random model with the embedded model's tokenizer."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from gguf import GGUFReader
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
+
+from stages import base_model, chat, convert_gguf, gguf_file, llama_cpp, quantize_gguf
+from stages.console import Refusal
+from stages.params import EMBEDDED, Model
+
+CONVERSATION = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "SELECT 1"}]
+OTHER_TEMPLATE = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory) -> Path:
+    """A Hugging Face folder: two random layers, the embedded model's tokenizer and template."""
+    folder = tmp_path_factory.mktemp("merged")
+    base = base_model.fetch(Model(id=EMBEDDED))
+    for path in base.iterdir():
+        if "token" in path.name or "template" in path.name:
+            shutil.copy(path, folder)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=256,  # K-quants work on blocks of 256
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.3,  # far from uniform probabilities
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def gguf(merged, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("gguf") / "model.gguf"
+    llama_cpp.convert(merged, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(merged):
+    return AutoTokenizer.from_pretrained(merged)
+
+
+@pytest.fixture(scope="module")
+def server(gguf):
+    with llama_cpp.Server(gguf, context=512, slots=2) as server:
+        yield server
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs (one that has ended but was not waited for does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def overwrite(gguf: Path, key: str, value: int) -> None:
+    """Change one number in the header of a GGUF file."""
+    reader = GGUFReader(gguf, "r+")
+    field = reader.get_field(key)
+    field.parts[field.data[0]][0] = value
+    reader.data.flush()
+
+
+# Finding the tools
+
+
+def test_missing_tools_are_one_sentence(monkeypatch, tmp_path):
+    monkeypatch.delenv("LLAMA_CPP_DIR", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(Refusal, match=r"run `make llama\.cpp`"):
+        llama_cpp.find()
+
+
+def test_a_folder_of_ones_own_is_used_and_nothing_else(monkeypatch, tmp_path):
+    tools = llama_cpp.find()
+    monkeypatch.setenv("LLAMA_CPP_DIR", str(tools.server.parent))
+    assert llama_cpp.find() == tools
+    monkeypatch.setenv("LLAMA_CPP_DIR", str(tmp_path))
+    with pytest.raises(Refusal, match="LLAMA_CPP_DIR names"):
+        llama_cpp.find()
+
+
+def test_tools_without_converter_name_what_brings_it(monkeypatch, tmp_path, merged):
+    for path in llama_cpp.find().server.parent.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    monkeypatch.setenv("LLAMA_CPP_DIR", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert llama_cpp.find().converter is None
+    with pytest.raises(Refusal, match=r"run `make llama\.cpp`"):
+        llama_cpp.convert(merged, tmp_path / "model.gguf")
+
+
+# Converting and quantizing
+
+
+def test_known_tokenizer_passes_without_weights(merged, tmp_path):
+    for path in merged.iterdir():
+        if path.suffix != ".safetensors":
+            shutil.copy(path, tmp_path)
+    llama_cpp.check_tokenizer(tmp_path)
+
+
+def test_unknown_pre_tokenizer_is_refused(merged, tmp_path):
+    shutil.copy(merged / "config.json", tmp_path)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split("q", "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.train_from_iterator(["select from where"], trainers.BpeTrainer(vocab_size=300, show_progress=False))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="s").save_pretrained(tmp_path)
+    with pytest.raises(Refusal, match="does not know the tokenizer"):
+        llama_cpp.check_tokenizer(tmp_path)
+
+
+def test_read_back(gguf, merged, tokenizer):
+    contents = gguf_file.check_converted(gguf, AutoConfig.from_pretrained(merged), tokenizer)
+    assert (contents.architecture, contents.layers, contents.width) == ("llama", 2, 256)
+    assert contents.types["BF16"] > 0.99
+    assert contents.eos == tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+
+def test_read_back_finds_another_template(gguf, merged):
+    other = AutoTokenizer.from_pretrained(merged, chat_template=OTHER_TEMPLATE)
+    with pytest.raises(Refusal, match="template is"):
+        gguf_file.check_converted(gguf, AutoConfig.from_pretrained(merged), other)
+
+
+@pytest.mark.parametrize("kept", [0, 3, 1000, -100])
+def test_truncated_file_is_refused(gguf, tmp_path, kept):
+    short = tmp_path / "short.gguf"
+    short.write_bytes(gguf.read_bytes()[:kept])
+    with pytest.raises(Refusal, match="truncated"):
+        gguf_file.read(short)
+
+
+def test_quantized_file_differs_only_in_its_types(gguf, tmp_path):
+    quantized = tmp_path / "model.gguf"
+    llama_cpp.quantize(gguf, quantized, "Q4_K_M")
+    contents = gguf_file.check_quantized(quantized, gguf)
+    assert {"Q4_K", "Q6_K"} <= contents.types.keys()
+    assert quantized.stat().st_size < 0.5 * gguf.stat().st_size
+
+
+def test_a_file_of_another_model_is_no_quantization_of_it(gguf, tmp_path):
+    other = tmp_path / "other.gguf"
+    shutil.copy(gguf, other)
+    overwrite(other, "tokenizer.ggml.eos_token_id", 7)
+    with pytest.raises(Refusal, match="eos"):
+        gguf_file.check_quantized(other, gguf)
+
+
+@pytest.mark.parametrize("type_", llama_cpp.NEEDS_MATRIX)
+def test_types_that_need_a_matrix_are_refused_by_the_tool_and_before_it(gguf, tmp_path, type_, monkeypatch):
+    with pytest.raises(Refusal, match="imatrix"):
+        llama_cpp.quantize(gguf, tmp_path / "model.gguf", type_)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["quantize_gguf", "--type", type_])
+    with pytest.raises(Refusal, match=r"set gguf\.imatrix to true"):
+        quantize_gguf.main()
+
+
+def test_stages_from_merged_to_quantized(merged, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/merged").symlink_to(merged)
+    (tmp_path / "data/prepared").mkdir(parents=True)
+    row = '{"messages": [{"role": "user", "content": "%d?"}, {"role": "assistant", "content": "SELECT %d"}]}\n'
+    (tmp_path / "data/prepared/train.jsonl").write_text("".join(row % (i, i) for i in range(60)))
+    shutil.copy(Path(__file__).parent.parent / "recipes/smollm2-sql.yaml", tmp_path / "params.yaml")
+    convert_gguf.main()
+    assert sorted(path.name for path in (tmp_path / "models/bf16").iterdir()) == ["imatrix.gguf", "model.gguf"]
+    monkeypatch.setattr(sys, "argv", ["quantize_gguf", "--type", "IQ2_XXS"])
+    quantize_gguf.main()
+    assert (tmp_path / "models/IQ2_XXS/model.gguf").is_file()
+    assert "importance matrix  used" in capsys.readouterr().out
+
+
+def test_rows_are_taken_evenly(tmp_path):
+    path = tmp_path / "rows"
+    path.write_text("".join(f"{i}\n" for i in range(10)))
+    assert [int(line) for line in convert_gguf.evenly(path, 4)] == [0, 2, 5, 7]
+    assert len(list(convert_gguf.evenly(path, 99))) == 10
+
+
+# Train and serve see the same ids
+
+
+def test_parity(server, tokenizer):
+    texts, conversations = convert_gguf.check_parity(server, tokenizer, [CONVERSATION] * 3)
+    assert texts >= 200
+    assert conversations >= 50
+
+
+def test_parity_finds_another_template(server, merged):
+    other = AutoTokenizer.from_pretrained(merged, chat_template=OTHER_TEMPLATE)
+    with pytest.raises(Refusal, match=r"the conversation '\[user\] How many") as refusal:
+        convert_gguf.check_parity(server, other, [CONVERSATION])
+    assert "training: [" in str(refusal.value)
+    assert "served:   [" in str(refusal.value)
+
+
+def test_parity_finds_another_splitting(server, merged):
+    other = AutoTokenizer.from_pretrained(merged)
+    other.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # digits in runs
+    with pytest.raises(Refusal, match="the text '"):
+        convert_gguf.check_parity(server, other, [])
+
+
+def test_parity_finds_a_bos_that_training_never_saw(gguf, tokenizer, tmp_path):
+    other = tmp_path / "model.gguf"
+    shutil.copy(gguf, other)
+    overwrite(other, "tokenizer.ggml.add_bos_token", True)
+    overwrite(other, "tokenizer.ggml.bos_token_id", 0)
+    with (
+        llama_cpp.Server(other, context=256, slots=1) as server,
+        pytest.raises(Refusal, match="does not read the conversation"),
+    ):
+        convert_gguf.check_parity(server, tokenizer, [CONVERSATION])
+
+
+# Serving
+
+
+def test_scores_are_those_of_transformers(server, merged, tokenizer, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nothing listens there; loopback needs no proxy
+    model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
+    prompt = chat.encode_prompt(tokenizer, CONVERSATION[:1])
+    # An end-of-turn id in the middle, too, as in a conversation of several turns.
+    answer = chat.encode_text(tokenizer, "SELECT name FROM t<|im_end|>\n<|im_start|>user\nWhy? 😀<|im_end|>")
+    logprobs, is_top = server.score(prompt, answer)
+    with torch.inference_mode():
+        logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+    expected = logits.log_softmax(-1)[torch.arange(len(answer)), answer]
+    difference = torch.tensor(logprobs) - expected
+    assert len(is_top) == len(answer)
+    # llama.cpp multiplies bfloat16 weights with activations rounded to bfloat16 (8 bits).
+    assert difference.abs().max() < 0.02 * expected.abs().max()
+    assert difference.mean().abs() < 0.005 * expected.abs().mean()
+
+
+def test_an_answer_is_what_its_scores_call_most_probable(server, tokenizer):
+    prompt = chat.encode_prompt(tokenizer, CONVERSATION[:1])
+    completion = server.complete(prompt, 12)
+    assert len(completion.tokens) == 12
+    assert not completion.stopped
+    assert completion.text == tokenizer.decode(completion.tokens)
+    assert sum(server.score(prompt, completion.tokens)[1]) >= 11  # a near-tie may fall the other way
+    with ThreadPoolExecutor(2) as pool:
+        assert len({tuple(answer.tokens) for answer in pool.map(lambda _: server.complete(prompt, 4), range(4))}) == 1
+
+
+def test_too_long_a_prompt_is_refused(server):
+    with pytest.raises(Refusal, match="exceed"):
+        server.complete([5] * 600, 4)
+
+
+def test_a_server_that_cannot_start_shows_its_log(gguf, tmp_path):
+    broken = tmp_path / "model.gguf"
+    broken.write_bytes(gguf.read_bytes()[:-1000])
+    with (
+        pytest.raises(Refusal, match=r"(?s)llama-server ended.*its log"),
+        llama_cpp.Server(broken, context=64, slots=1),
+    ):
+        pass
+
+
+def test_a_server_that_dies_is_named(gguf):
+    with llama_cpp.Server(gguf, context=64, slots=1) as server:
+        os.kill(server.pid, signal.SIGKILL)
+        with pytest.raises(Refusal, match="llama-server ended with status -9"):
+            server.tokenize("x")
+
+
+def test_the_server_is_gone_after_an_exception(gguf):
+    server = llama_cpp.Server(gguf, context=64, slots=1)
+    with pytest.raises(ZeroDivisionError), server:
+        assert alive(server.pid) / 0
+    assert not alive(server.pid)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+def test_the_server_is_gone_when_its_stage_is_killed(gguf, sent):
+    program = f"""
+import time
+from pathlib import Path
+from stages.console import run_stage
+from stages.llama_cpp import Server
+
+def main():
+    with Server(Path({str(gguf)!r}), context=64, slots=1) as server:
+        print(server.pid, flush=True)
+        time.sleep(60)
+
+run_stage(main)
+"""
+    root = Path(__file__).parent.parent
+    stage = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=root)
+    pid = int(stage.stdout.readline())
+    assert alive(pid)
+    stage.send_signal(sent)
+    stage.wait(timeout=20)
+    deadline = time.monotonic() + 10
+    while alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(pid)
