@@ -148,7 +148,10 @@ class _Filling:
         count = random.randint(*self.shape.values)
         numbers = [float(value) for _, value in literals if is_number(value)]
         fractions = "real" in kinds and random.random() < 0.6
-        low, high = (min(numbers) * 0.6 - 20, max(numbers) * 1.4 + 20) if numbers else (1, 400 if count > 20 else 12)
+        low, high = 1, 400 if count > 20 else 12
+        if numbers:
+            margin = 20 + 0.4 * max(map(abs, numbers))
+            low, high = min(numbers) - margin, max(numbers) + margin
         joined = len(columns) > 1
         if joined and not numbers:
             low, high = 1, max(8, count)

@@ -5,7 +5,8 @@ import re
 _FENCE = re.compile(r"```[ \t]*\w*[ \t]*\r?\n?(.*?)(?:```|\Z)", re.DOTALL)
 # What chat templates and prompts put after (or, by a model that runs on, within) an answer.
 _MARKER = re.compile(
-    r"<\|[\w-]{1,40}\|>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|^[ \t]*###|^[ \t]*(?:Human|User|Assistant)[ \t]*:",
+    r"<\|[\w-]{1,40}\|>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
+    r"|^[ \t]*###|^[ \t]*(?:Human|User|Assistant)[ \t]*:",
     re.MULTILINE,
 )
 _THOUGHT = re.compile(r"^.*</think>", re.DOTALL)

@@ -7,6 +7,7 @@ from sqlglot import exp
 from stages.sql.extract import extract
 from stages.sql.queries import (
     is_ordered,
+    limits_without_order,
     normal_form,
     parse,
     plain_strings,
@@ -27,8 +28,9 @@ class Verdict:
     but for white space, case and a final semicolon. `valid`: it runs; otherwise `error` is the class.
 
     `gold` is about the row, never about the prediction: None, "invalid" (the gold query or its schema does not run) or
-    "undetermined" (no database was found on which its result does not hang on the order of stored rows). For such rows
-    `strict` and `lenient` are False and mean nothing; `totals` leaves them out of those two rates.
+    "undetermined" (it has LIMIT without ORDER BY, or no database was found on which it ends soon with a result that does
+    not hang on the order of stored rows). For such rows `strict` and `lenient` are False and mean nothing; `totals`
+    leaves them out of those two rates.
     """
 
     strict: bool
@@ -71,7 +73,7 @@ class Judge:
             )
             for strictness in ("strict", "lenient")
         }
-        if next(self.suites["strict"].instances(), None) is None:
+        if limits_without_order(self.tree) or next(self.suites["strict"].instances(), None) is None:
             self.gold = "undetermined"
 
     def judge(self, raw: str) -> Verdict:

@@ -20,8 +20,8 @@ from threading import Thread
 from stages.sql.judge import Judge, Verdict
 from stages.sql.sandbox import confine_process
 
-# For everything that a worker does for one prediction; `sandbox.STATEMENT_SECONDS` stops one statement much sooner.
-PREDICTION_SECONDS = 60
+# For all that a worker does for one prediction, or for one gold query; `sandbox.clock` stops a statement much sooner.
+PREDICTION_SECONDS = 30
 
 _ROOT = Path(__file__).resolve().parents[2]
 

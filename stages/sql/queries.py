@@ -75,6 +75,22 @@ def is_fragile(tree: exp.Expression | None) -> bool:
     return any(_bare_columns(select) for select in tree.find_all(exp.Select))
 
 
+def limits_without_order(tree: exp.Expression | None) -> bool:
+    """Whether some LIMIT picks rows that no ORDER BY chose: there is no telling which."""
+    if tree is None:
+        return False
+    for limit in tree.find_all(exp.Limit, exp.Offset):
+        query = limit.parent
+        one_row = isinstance(query, exp.Select) and not query.args.get("group") and _is_aggregate(query)
+        if not query.args.get("order") and not one_row and not isinstance(query.parent, exp.Exists):
+            return True
+    return False
+
+
+def _is_aggregate(select: exp.Select) -> bool:
+    return any(projection.find(exp.AggFunc) for projection in select.selects)
+
+
 def needs_shuffling(tree: exp.Expression | None) -> bool:
     """Whether only trials with shuffled rows show that dependence, because no probe of `probes` does."""
     if tree is None or tree.find(*_SHUFFLED):
@@ -85,7 +101,7 @@ def needs_shuffling(tree: exp.Expression | None) -> bool:
 def _bare_columns(select: exp.Select) -> list[exp.Column | exp.Star]:
     """The columns of a grouped or aggregated query that are shown or ordered by, but not grouped by nor aggregated."""
     group = select.args.get("group")
-    if not group and not any(projection.find(exp.AggFunc) for projection in select.selects):
+    if not group and not _is_aggregate(select):
         return []
     grouped = {key.name.lower() for key in group.expressions} if group else set()
     named = {projection.alias.lower() for projection in select.selects if projection.alias}
@@ -281,7 +297,7 @@ def _form(node: object, columns: dict[int, Place]) -> object:
     if type(node) in (exp.EQ, exp.NEQ):
         return (type(node).__name__, *sorted((_form(side, columns) for side in (node.this, node.expression)), key=repr))
     if type(node) in _MIRRORED:
-        return (_MIRRORED[type(node)].__name__, _form(node.expression, columns), _form(node.this, columns))
+        return _comparison(_MIRRORED[type(node)], _form(node.expression, columns), _form(node.this, columns))
     if isinstance(node, exp.Count) and isinstance(node.this, exp.Literal):
         return ("Count", ("this", ("Star",)))
     # `kind` is INNER or absent for the same join; `big_int` is sqlglot's own note.
@@ -295,8 +311,12 @@ def _conjuncts(node: exp.Expression, columns: dict[int, Place]) -> list:
         return _conjuncts(node.this, columns) + _conjuncts(node.expression, columns)
     if isinstance(node, exp.Between):
         value, low, high = (_form(node.args[part], columns) for part in ("this", "low", "high"))
-        return [("LTE", low, value), ("LTE", value, high)]
+        return [_comparison(exp.LTE, low, value), _comparison(exp.LTE, value, high)]
     return [_form(node, columns)]
+
+
+def _comparison(kind: type, left: object, right: object) -> tuple:
+    return (kind.__name__, ("this", left), ("expression", right))
 
 
 def _lower(text: str) -> str:

@@ -49,7 +49,7 @@ _FUNCTIONS = frozenset(_FUNCTION_NAMES.split())
 
 # The functions that read the clock, answered as if it always showed this time: a verdict must not change by the day.
 _NOW = "2024-07-01 12:00:00"
-_CLOCK_FORMATS = {"current_date": "date", "current_time": "time", "current_timestamp": "datetime"}
+_CLOCK_WORDS = {"current_date": "date", "current_time": "time", "current_timestamp": "datetime"}
 _CLOCK_FUNCTIONS = ("date", "time", "datetime", "julianday", "unixepoch", "strftime")
 
 _ERRORS = (
@@ -106,6 +106,8 @@ class Database:
         connection.execute(f"PRAGMA hard_heap_limit = {MEMORY_BYTES // 2}")
         for name in _CLOCK_FUNCTIONS:
             connection.create_function(name, -1, partial(_at_fixed_time, name))
+        for name, function in _CLOCK_WORDS.items():
+            connection.create_function(name, 0, partial(_at_fixed_time, function))
         for table, columns in tables.items():
             declared = ", ".join(
                 f"{_quoted(name)} {_quoted(kind) if kind else ''} COLLATE NOCASE" for name, kind in columns.items()
