@@ -1,0 +1,103 @@
+"""What the tests share: a tiny model with random weights, and a folder in which the stages run on it."""
+
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from ruamel.yaml import YAML
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+from stages import base_model
+from stages.params import EMBEDDED, Model
+
+REPO = Path(__file__).parent.parent
+# A run of a few seconds on the tiny model, as changes to the default recipe.
+FAST = {
+    "model.id": "./tiny",
+    "data.validation_fraction": 0.2,
+    "data.train_rows": 16,
+    "data.validation_rows": 4,
+    "data.test_rows": 4,
+    "quantization.compute_dtype": "float32",
+    "lora.r": 2,
+    "train.batch_size": 4,
+    "train.max_steps": 3,
+    "train.eval_steps": 2,
+    "train.checkpoint_steps": 1,
+    "train.compile": False,
+    "gguf.types": ["Q8_0"],
+    "gguf.imatrix": False,
+    "evaluate.artifacts": ["base", "adapter", "merged", "Q8_0"],
+    "evaluate.max_new_tokens": 4,
+    "evaluate.batch_size": 4,
+    "evaluate.databases": 2,
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """A transformers folder: two random Llama layers, the embedded model's tokenizer and template. Do not change it."""
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    tokenizer = AutoTokenizer.from_pretrained(base_model.fetch(Model(id=EMBEDDED)))
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        initializer_range=0.1,  # logits far from uniform, so that a wrong one shows
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=None,
+    )
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A folder laid out as the repository is: stages, params.yaml, data/raw and the tiny model."""
+
+    path: Path
+
+    def set(self, changes: dict[str, object]) -> None:
+        """Change values of params.yaml by their dotted names; a value of None is null."""
+        yaml = YAML()
+        params = yaml.load(self.path / "params.yaml")
+        for name, value in changes.items():
+            *sections, key = name.split(".")
+            section = params
+            for part in sections:
+                section = section[part]
+            section[key] = value
+        yaml.dump(params, self.path / "params.yaml")
+
+    def run(self, stage: str, *args: str, **environment: str) -> subprocess.CompletedProcess:
+        """Run `python -m stages.STAGE` here, with changes to the environment, and return what it printed."""
+        command = [sys.executable, "-m", f"stages.{stage}", *args]
+        return subprocess.run(command, cwd=self.path, env=os.environ | environment, capture_output=True, text=True)
+
+
+@pytest.fixture
+def workspace(tmp_path, tiny_model) -> Workspace:
+    """A fast run on the tiny model and a few dozen of the built-in rows; nothing has run yet."""
+    (tmp_path / "stages").symlink_to(REPO / "stages")
+    shutil.copytree(tiny_model, tmp_path / "tiny")
+    (tmp_path / "data" / "raw").mkdir(parents=True)
+    with (REPO / "data/raw/text2sql.jsonl").open() as rows:
+        (tmp_path / "data/raw/text2sql.jsonl").write_text("".join(itertools.islice(rows, 96)))
+    shutil.copy(REPO / "recipes/smollm2-sql.yaml", tmp_path / "params.yaml")
+    workspace = Workspace(tmp_path)
+    workspace.set(FAST)
+    return workspace
