@@ -8,12 +8,15 @@ seconds a step, peak memory and the loss of each step. Exits with status 1 if th
 """
 
 import argparse
+import functools
 import gc
 import json
 import random
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -34,7 +37,7 @@ from transformers import (
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from trl import SFTConfig, SFTTrainer
 
-from stages import fast_path, packing
+from stages import fast_path, memory_plan, packing
 from stages.chat import IGNORED, Encoded
 from stages.models import quantization_config
 from stages.params import Quantization
@@ -183,6 +186,7 @@ def article_trainer(shape: str, rows: list[Encoded], steps: list[list[list[int]]
     model = prepare_model_for_kbit_training(random_model(config, "sdpa", torch.device("cuda")))
     order = [row for step in steps for pack in step for row in pack]
     dataset = Dataset.from_list([{"input_ids": rows[row].input_ids, "labels": rows[row].labels} for row in order])
+    torch.manual_seed(0)  # of the adapter
     return SFTTrainer(
         model,
         settings(4, len(order) // len(steps) // 4, len(steps), optim="paged_adamw_8bit", gradient_checkpointing=True),
@@ -194,46 +198,113 @@ def article_trainer(shape: str, rows: list[Encoded], steps: list[list[list[int]]
 
 
 def project_trainer(
-    shape: str, rows: list[Encoded], steps: list[list[list[int]]], clock: Clock, recomputed: int,
-    optimizer: str = "adamw_torch_fused", dynamic: bool | None = None,
-) -> SFTTrainer:  # fmt: skip
+    shape: str, rows: list[Encoded], steps: list[list[list[int]]], recomputed_layers: int, clock: Clock
+) -> SFTTrainer:
     """This project's recipe: packs, flex_attention, compiled layers, fused AdamW."""
     config, adapter = SHAPES[shape]
     device = torch.device("cuda")
     tokenizer = blank_tokenizer()
+    packs = [pack for step in steps for pack in step]
+    model = random_model(config, fast_path.attention_implementation(device), device)
+    torch.manual_seed(0)
     trainer = SFTTrainer(
-        random_model(config, fast_path.attention_implementation(device), device),
-        settings(1, len(steps[0]), len(steps), optim=optimizer, gradient_checkpointing=False, padding_free=True,
-                 pad_to_multiple_of=fast_path.PACK_MULTIPLE),
-        train_dataset=packing.pack_dataset([pack for step in steps for pack in step], rows, tokenizer.pad_token_id),
+        model,
+        settings(
+            1,
+            len(steps[0]),
+            len(steps),
+            optim="adamw_torch_fused",
+            gradient_checkpointing=False,
+            padding_free=True,
+            pad_to_multiple_of=fast_path.PACK_MULTIPLE,
+        ),
+        train_dataset=packing.pack_dataset(packs, rows, tokenizer.pad_token_id),
         processing_class=tokenizer,
         peft_config=lora(0.0, **adapter),
         callbacks=[clock],
-    )  # fmt: skip
-    fast_path.speed_up(trainer.model, recomputed_layers=recomputed, dynamic=dynamic)
+    )
+    fast_path.speed_up(trainer.model, recomputed_layers)
     return trainer
 
 
-def measure(name: str, make, rows: list[Encoded], steps: list[list[list[int]]]) -> dict:
-    """Train `steps` with the trainer that `make(clock)` builds."""
+def step_tokens(step: list[list[int]], lengths: list[int]) -> int:
+    """Tokens of a step."""
+    return sum(lengths[row] for pack in step for row in pack)
+
+
+def measure(make: Callable[[Clock], SFTTrainer], rows: list[Encoded], steps: list[list[list[int]]]) -> dict:
+    """Train `steps` with the trainer that `make` builds; the first WARM_UP steps are not timed."""
     clock = Clock()
     trainer = make(clock)
-    torch.cuda.synchronize()
-    loaded = torch.cuda.memory_allocated()
     trainer.train()
-    tokens = [sum(len(rows[row].input_ids) for pack in step for row in pack) for step in steps]
-    timed = slice(WARM_UP, None)
+    tokens = [step_tokens(step, [len(row.input_ids) for row in rows]) for step in steps]
     result = {
-        "recipe": name,
-        "tokens_per_second": round(sum(tokens[timed]) / sum(clock.seconds[timed])),
-        "step_seconds": round(statistics.median(clock.seconds[timed]), 3),
-        "first_steps_seconds": [round(seconds, 1) for seconds in clock.seconds[:WARM_UP]],
-        "loaded_gb": round(loaded / 1e9, 2),
+        "tokens_per_second": round(sum(tokens[WARM_UP:]) / sum(clock.seconds[WARM_UP:])),
+        "step_seconds": round(statistics.median(clock.seconds[WARM_UP:]), 3),
+        "warm_up_seconds": round(sum(clock.seconds[:WARM_UP]), 1),
         "peak_gb": round(max(clock.peaks) / 1e9, 2),
-        "reserved_gb": round(torch.cuda.max_memory_reserved() / 1e9, 2),
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
     }
     del trainer
+    torch._dynamo.reset()
     gc.collect()
     torch.cuda.empty_cache()
     return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="llama3-8b")
+    parser.add_argument("--rows", choices=("short", "full"), default="short", help="145 tokens on average, or 1,024")
+    parser.add_argument("--batch-size", type=int, default=16, help="rows a step, a multiple of 4 (the articles: 16)")
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--capacity-gb", type=float, help="use no more GPU memory than this, like a smaller card")
+    parser.add_argument("--memory", choices=("auto", "low", "high"), default="auto")
+    parser.add_argument("--recipes", nargs="+", choices=("article", "project"), default=("article", "project"))
+    parser.add_argument("--json", help="write the results there as well")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("error: this benchmark measures a GPU and there is none")
+
+    config, adapter = SHAPES[arguments.shape]
+    free, total = torch.cuda.mem_get_info()
+    if arguments.capacity_gb:
+        free = min(free, int(arguments.capacity_gb * 1e9))
+        torch.cuda.set_per_process_memory_fraction(free / total)
+    rows = random_rows(arguments.rows, arguments.batch_size * arguments.steps, config.vocab_size)
+    lengths = [len(row.input_ids) for row in rows]
+    with torch.device("meta"):
+        shape = memory_plan.shape_of(AutoModelForCausalLM.from_config(config), **adapter)
+    whole = packing.plan(lengths, arguments.batch_size, sum(lengths), 1, None, 0)
+    largest_step = max(step_tokens(step, lengths) for step in whole)
+    layout = memory_plan.choose(shape, free, arguments.memory, max(lengths), largest_step, "adamw")
+    steps = packing.plan(lengths, arguments.batch_size, layout.pack_tokens, 1, None, 0)
+    print(
+        f"{arguments.shape} on {torch.cuda.get_device_name()}, {free / 1e9:.1f} GB: {arguments.batch_size} "
+        f"{arguments.rows} rows a step; layout: {len(steps[0])} packs of at most {layout.pack_tokens} tokens, "
+        f"{layout.recomputed_layers} of {shape.layers} layers recomputed, predicted peak {layout.peak / 1e9:.2f} GB"
+    )
+    makers = {
+        "article": functools.partial(article_trainer, arguments.shape, rows, steps),
+        "project": functools.partial(project_trainer, arguments.shape, rows, steps, layout.recomputed_layers),
+    }
+    results = {recipe: measure(makers[recipe], rows, steps) for recipe in arguments.recipes}
+    print(f"\n{'recipe':<8} {'tok/s':>7} {'s/step':>7} {'peak GB':>8} {'warm-up s':>10}  loss, first and last step")
+    for recipe, result in results.items():
+        print(
+            f"{recipe:<8} {result['tokens_per_second']:>7,} {result['step_seconds']:>7.3f} {result['peak_gb']:>8.2f} "
+            f"{result['warm_up_seconds']:>10.1f}  {result['losses'][0]:.4f} {result['losses'][-1]:.4f}"
+        )
+    if arguments.json:
+        document = vars(arguments) | {"gpu": torch.cuda.get_device_name(), "layout": asdict(layout), "results": results}
+        Path(arguments.json).write_text(json.dumps(document, indent=2) + "\n")
+    if len(results) > 1:
+        pairs = zip(results["article"]["losses"], results["project"]["losses"], strict=True)
+        apart = max(abs(first - second) for first, second in pairs)
+        print(f"\nlargest difference of the losses at a step: {apart:.4f} (at most {TOLERANCE} expected)")
+        if apart > TOLERANCE:
+            sys.exit("error: the two recipes do not learn the same")
+
+
+if __name__ == "__main__":
+    main()

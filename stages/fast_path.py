@@ -13,6 +13,7 @@ the number of block masks and kernels small. Everything here runs on a CPU too, 
 """
 
 import functools
+import time
 
 import torch
 from torch import nn
@@ -42,13 +43,26 @@ def attention_implementation(device: torch.device) -> str:
     return "flex_attention" if device.type == "cuda" else "sdpa"
 
 
+def matrix_rate(device: torch.device) -> float:
+    """Floating point operations a second of `device` on a large bf16 matrix product, measured in a moment."""
+    a = torch.randn(4096, 4096, device=device, dtype=torch.bfloat16)
+    a @ a
+    torch.cuda.synchronize(device)
+    begin = time.perf_counter()
+    for _ in range(20):
+        a @ a
+    torch.cuda.synchronize(device)
+    return 20 * 2 * 4096**3 / (time.perf_counter() - begin)
+
+
 def speed_up(model: nn.Module, recomputed_layers: int, backend: str = "inductor", dynamic: bool | None = None) -> None:
     """Compile the decoder layers of `model` (a PEFT model over NF4 weights), in place.
 
     The first `recomputed_layers` layers keep nothing but their input for the backward pass and compute the rest of it
     again (Chen et al., 2016, arXiv:1604.06174), except for the last product, which no gradient needs. The others keep
     the results of their matrix products and of attention and recompute norms, rotations and activations. Compilation
-    happens at the first step, once for each of the two kinds, not once a layer.
+    happens at the first step, once for each of the two kinds and not once a layer, and again at the first pack of
+    another length, for all lengths then; `backend` is torch.compile's.
     """
     use_fast_linears(model)
     # Without this the first layer would be the only one whose input needs no gradient, and be compiled apart.
@@ -56,8 +70,8 @@ def speed_up(model: nn.Module, recomputed_layers: int, backend: str = "inductor"
     backbone = model.get_base_model().model
     if backbone.config._attn_implementation == "flex_attention":
         backbone.register_forward_pre_hook(_add_pack_mask, with_kwargs=True)
-    recompute_all = torch.compile(_recompute_all, backend=backend, dynamic=dynamic)
-    recompute_cheap = torch.compile(_recompute_cheap, backend=backend, dynamic=dynamic)
+    recompute_all = torch.compile(_recompute_all, backend=backend)
+    recompute_cheap = torch.compile(_recompute_cheap, backend=backend)
     for index, layer in enumerate(backbone.layers):
         compiled = recompute_all if index < recomputed_layers else recompute_cheap
         layer.forward = functools.partial(_forward, compiled, layer)

@@ -30,18 +30,27 @@ def _dequantize(
     tl.store(out + at, weight, mask=inside[:, None])
 
 
+COMPILED: dict[tuple, tuple] = {}
+
+
 def dequantize_on_gpu(packed: list[Tensor], out_features: int, dtype: torch.dtype) -> Tensor:
     """The (out_features, in_features) weight in `dtype`; see `stages.nf4_linear.dequantize`."""
     codes, scales, values = packed[:3]
     nested = len(packed) > 3
     offset, outer_scales, scale_values = packed[3:] if nested else (scales, scales, scales)
     out = torch.empty(out_features, 2 * codes.numel() // out_features, dtype=dtype, device=codes.device)
-    blocks = scales.numel()
-    half = codes.numel() // blocks
-    rows = max(1, 2048 // half)
-    with torch.cuda.device(codes.device):
-        _dequantize[(triton.cdiv(blocks, rows),)](
-            codes, scales, values, offset, outer_scales, scale_values, out, blocks,
-            HALF=half, ROWS=rows, NESTED=nested, num_warps=4,
-        )  # fmt: skip
+    arguments = (codes, scales, values, offset, outer_scales, scale_values, out)
+    # A fast GPU waits for Python in short packs, and half of a launch is Triton finding out which compiled kernel fits
+    # these arguments. That depends on nothing but this key, so each kernel is looked up once and then called directly.
+    key = (codes.numel(), scales.numel(), dtype, nested, codes.device)
+    if key not in COMPILED:
+        blocks = scales.numel()
+        half = codes.numel() // blocks
+        rows = max(1, 2048 // half)
+        grid = (triton.cdiv(blocks, rows), 1, 1)
+        kernel = _dequantize[grid](*arguments, blocks, HALF=half, ROWS=rows, NESTED=nested, num_warps=4)
+        COMPILED[key] = kernel[grid], (blocks, half, rows, nested)
+    else:
+        launch, constants = COMPILED[key]
+        launch(*arguments, *constants)
     return out

@@ -1,0 +1,206 @@
+"""How much GPU memory a training run needs, and how to lay it out so that it fits and is fast.
+
+Nothing here touches a GPU. The shares are counted from the model's shape; the constants are fitted to peaks measured
+on an H200 with Llama-3-8B, Mistral-7B and Llama-2-13B shapes (`benchmarks/train_speed.py`), within 10 %.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+from transformers import PreTrainedConfig
+
+from stages.console import Refusal
+
+BF16 = 2  # bytes
+NF4 = 0.5 + 1 / 64 + 4 / 64 / 256  # bytes a weight: 4 bits, an 8-bit scale for 64, a 32-bit scale for 256 of those
+OPTIMIZER = {"adamw": 4, "paged_adamw_8bit": 2}  # bytes a trainable weight: two moments, in the weights' own bf16
+HEAD_CHUNK = 32768  # vocabulary entries of which trl computes the logits at once
+USABLE = 0.94  # of the free memory: the allocator cannot place everything without gaps
+PACK_TOKENS = (16384, 8192, 4096, 3072, 2048, 1536, 1024, 768, 512)
+
+# Speeds, relative to the matrix products of one forward pass through a token (as fitted on the H200).
+RECOMPUTED = 0.73  # recomputing a layer repeats its products, except the last
+PACK_COST = 400  # tokens whose forward pass takes as long as what is paid once a pack: dequantization, launches
+FAST_EFFICIENCY = 0.60  # of the GPU's rate on large matrix products
+PLAIN_EFFICIENCY = 0.33
+COMPILE_SECONDS = 40.0  # the first step and the first one of another length together
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the memory of a run depends on. Widths are in elements."""
+
+    layers: int
+    hidden: int
+    query: int  # heads times head size
+    key_value: int  # of keys alone, or values
+    intermediate: int
+    vocabulary: int
+    quantized: int  # weights of the linear layers
+    unquantized: int  # all others: embeddings, head, norms
+    largest: int  # weights of the largest linear layer
+    trainable: int
+
+    @property
+    def parameters(self) -> int:
+        return self.quantized + self.unquantized
+
+    @property
+    def kept(self) -> int:
+        """Elements a token that a layer keeps for the backward pass if it recomputes norms and activations only."""
+        return 2 * self.hidden + 2 * self.query + 2 * self.key_value + 2 * self.intermediate
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """A layout, and the peak memory that it is predicted to need, in bytes."""
+
+    pack_tokens: int
+    recomputed_layers: int
+    compiled: bool
+    weights: int
+    adapter: int  # with its gradients
+    optimizer: int
+    activations: int
+    logits: int
+
+    @property
+    def peak(self) -> int:
+        """All parts together; logits and the activations of a backward pass are never there at the same time, so
+        `activations` is what is kept beside the larger of the two, plus what exceeds it."""
+        return self.weights + self.adapter + self.optimizer + self.activations + self.logits
+
+
+def shape_of(skeleton: nn.Module, r: int, target_modules: str | list[str]) -> Shape:
+    """Read a shape off a model; one on the meta device will do.
+
+    Args:
+        skeleton: a causal language model, whose linear layers all become 4-bit except for the head.
+        r: rank of the adapter.
+        target_modules: last parts of the names of the layers that get an adapter, or "all-linear".
+    """
+    config: PreTrainedConfig = skeleton.config
+    head = skeleton.get_output_embeddings()
+    linear = {
+        name: module
+        for name, module in skeleton.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+    }
+    adapted = [
+        module
+        for name, module in linear.items()
+        if target_modules == "all-linear" or name.endswith(tuple(f".{target}" for target in target_modules))
+    ]
+    quantized = sum(module.weight.numel() for module in linear.values())
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return Shape(
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        query=config.num_attention_heads * head_size,
+        key_value=config.num_key_value_heads * head_size,
+        intermediate=config.intermediate_size,
+        vocabulary=config.vocab_size,
+        quantized=quantized,
+        unquantized=sum(p.numel() for p in skeleton.parameters()) - quantized,
+        largest=max(module.weight.numel() for module in linear.values()),
+        trainable=sum(r * (module.in_features + module.out_features) for module in adapted),
+    )
+
+
+def predict(
+    shape: Shape, pack_tokens: int, recomputed_layers: int, optimizer: str, compiled: bool = True
+) -> MemoryPlan:
+    """The peak memory of a layout.
+
+    Args:
+        shape: of model and adapter.
+        pack_tokens: tokens that go through the model at once.
+        recomputed_layers: layers that keep their input alone (see `stages.fast_path.speed_up`).
+        optimizer: "adamw" or "paged_adamw_8bit".
+        compiled: the fast path, or the plain one (which recomputes all layers and keeps intermediate results apart).
+    """
+    token = pack_tokens * BF16
+    if compiled:
+        kept_layers = shape.layers - recomputed_layers
+        # A recomputed layer's results are there while its gradients are computed, when those of the others are gone.
+        kept = recomputed_layers * shape.hidden + max(kept_layers, 1) * shape.kept
+        working = 2 * shape.intermediate + 3 * shape.hidden
+    else:
+        kept = shape.layers * shape.hidden
+        working = 5 * shape.intermediate + 8 * shape.hidden
+    in_backward = token * working + shape.largest * BF16
+    # Of each position: its hidden state twice, and the gradient in 32 and 16 bits.
+    in_head = min(pack_tokens, 4096) * HEAD_CHUNK * BF16 + token * 5 * shape.hidden
+    return MemoryPlan(
+        pack_tokens=pack_tokens,
+        recomputed_layers=recomputed_layers,
+        compiled=compiled,
+        weights=round(shape.quantized * NF4) + shape.unquantized * BF16,
+        adapter=shape.trainable * 2 * BF16,
+        optimizer=shape.trainable * OPTIMIZER[optimizer],
+        activations=token * kept + in_backward,
+        logits=max(0, in_head - in_backward),
+    )
+
+
+def choose(
+    shape: Shape,
+    free: int,
+    memory: Literal["auto", "low", "high"],
+    longest_row: int,
+    step_tokens: int,
+    optimizer: str,
+) -> MemoryPlan:
+    """The fastest layout that fits.
+
+    Args:
+        shape: of model and adapter.
+        free: bytes that the run may take, the model included.
+        memory: "low" takes as little as training without loss of speed in packs of 2,048 tokens needs; "high" never
+            recomputes a layer; "auto" trades the length of packs and the number of recomputed layers for speed.
+        longest_row: tokens of the longest row, which no pack can be shorter than.
+        step_tokens: tokens of the largest optimizer step, which no pack need be longer than.
+        optimizer: "adamw" or "paged_adamw_8bit".
+
+    Raises:
+        Refusal: if the longest row does not fit.
+    """
+    lengths = [length for length in PACK_TOKENS if longest_row < length < step_tokens]
+    lengths = sorted({*lengths, longest_row, max(longest_row, min(step_tokens, PACK_TOKENS[0]))})
+    levels = range(shape.layers + 1)
+    if memory == "low":
+        lengths, levels = [min(lengths, key=lambda length: abs(length - 2048))], [shape.layers]
+    elif memory == "high":
+        levels = [0]
+    layouts = [predict(shape, length, level, optimizer) for length in lengths for level in levels]
+    fitting = [layout for layout in layouts if layout.peak <= free * USABLE]
+    if not fitting:
+        least = min(layouts, key=lambda layout: layout.peak)
+        raise Refusal(
+            f"training needs about {least.peak / USABLE / 1e9:.1f} GB of GPU memory and {free / 1e9:.1f} GB are free: "
+            f"lower train.max_length (the longest row has {longest_row} tokens), set train.memory to "
+            f"{'auto' if memory == 'high' else 'low'} or choose a smaller model"
+        )
+    return min(fitting, key=lambda layout: _relative_cost(shape, layout))
+
+
+def seconds(shape: Shape, plan: MemoryPlan, tokens: int, rate: float) -> float:
+    """Seconds that training on `tokens` tokens takes, compilation included, where `rate` is the floating point
+    operations a second of the GPU on large bf16 matrix products."""
+    if not plan.compiled:
+        return tokens * 2 * shape.quantized * 3 / (rate * PLAIN_EFFICIENCY)
+    passes = _relative_cost(shape, plan)
+    return COMPILE_SECONDS + tokens * 2 * shape.quantized * passes / (rate * FAST_EFFICIENCY)
+
+
+def compilation_pays(shape: Shape, plan: MemoryPlan, free: int, optimizer: str, tokens: int, rate: float) -> bool:
+    """Whether a run over `tokens` tokens ends earlier on the fast path than on the plain one, if that fits at all."""
+    plain = predict(shape, plan.pack_tokens, shape.layers, optimizer, compiled=False)
+    return plain.peak > free * USABLE or seconds(shape, plan, tokens, rate) < seconds(shape, plain, tokens, rate)
+
+
+def _relative_cost(shape: Shape, plan: MemoryPlan) -> float:
+    """Forward passes that a token costs: forward, backward, and what is repeated."""
+    share = plan.recomputed_layers / shape.layers
+    return 2 + RECOMPUTED * share + (2 + share) * PACK_COST / plan.pack_tokens

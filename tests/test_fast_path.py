@@ -1,0 +1,178 @@
+"""The fast path computes what the plain path does, keeps no more than it says, and is compiled once for all lengths."""
+
+import copy
+
+import pytest
+import torch
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn import Linear4bit, Params4bit
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora.bnb import Linear4bit as LoraLinear4bit
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from benchmarks.train_speed import random_model
+from stages import fast_path, memory_plan, nf4_linear
+
+CONFIG = LlamaConfig(
+    vocab_size=512,
+    hidden_size=128,
+    intermediate_size=256,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=512,
+)
+BACKEND = "aot_eager_decomp_partition"  # the partitioner that decides what is kept, without the code generator
+
+
+def tiny_model(dropout: float = 0.0):
+    """Two layers in NF4 that compute in 32 bits, so that differences are mistakes and not rounding."""
+    model = random_model(copy.deepcopy(CONFIG), "sdpa", torch.device("cpu"))
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.compute_dtype = torch.float32
+        else:
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.float()
+    adapter = LoraConfig(r=4, lora_alpha=8, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM")
+    torch.manual_seed(0)
+    model = get_peft_model(model, adapter).train()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    return model
+
+
+def pack(*lengths: int) -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    return {
+        "input_ids": torch.randint(0, 512, (1, sum(lengths))),
+        "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
+    }
+
+
+def gradients(model, batch: dict[str, torch.Tensor]) -> tuple[float, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    loss = model(**batch, labels=batch["input_ids"], use_cache=False).loss
+    loss.backward()
+    return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+
+
+@pytest.mark.parametrize("double", [True, False])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a GPU"))])  # fmt: skip
+def test_weights_are_those_of_bitsandbytes(double, device):
+    weight = Params4bit(
+        torch.randn(192, 128, dtype=torch.bfloat16),
+        requires_grad=False,
+        compress_statistics=double,
+        quant_type="nf4",
+    )._quantize(torch.device(device))
+    layer = Linear4bit(128, 192, bias=False)
+    layer.weight = weight
+    expected = dequantize_4bit(weight.data, weight.quant_state)
+    for _ in range(2):  # the second call takes the kernel that the first one compiled
+        assert torch.equal(nf4_linear.dequantize(nf4_linear._packed_weight(layer), 192, torch.bfloat16), expected)
+
+
+@pytest.mark.parametrize("recomputed_layers", [0, 1, 2])
+def test_loss_and_gradients_are_those_of_the_plain_path(recomputed_layers):
+    model, batch = tiny_model(), pack(30, 7, 20)
+    plain_loss, plain = gradients(model, batch)
+    fast_path.speed_up(model, recomputed_layers, backend=BACKEND)
+    fast_loss, fast = gradients(model, batch)
+    assert fast_loss == pytest.approx(plain_loss, abs=1e-5)
+    assert plain.keys() == fast.keys()
+    for name, gradient in plain.items():
+        # bitsandbytes rounds the weights of the backward pass to bf16.
+        assert (fast[name] - gradient).norm() <= 5e-3 * gradient.norm(), name
+
+
+def test_rows_of_a_pack_do_not_see_each_other():
+    model = tiny_model().eval()
+    fast_path.speed_up(model, 1, backend=BACKEND)
+    lengths = (30, 7, 20)
+    batch = pack(*lengths)
+    with torch.no_grad():
+        packed = model(**batch, use_cache=False).logits[0]
+        alone = [model(input_ids=ids, use_cache=False).logits[0] for ids in batch["input_ids"].split(lengths, dim=1)]
+    torch.testing.assert_close(packed, torch.cat(alone), atol=1e-4, rtol=1e-4)
+
+
+def test_layers_keep_what_the_memory_plan_counts():
+    """Elements a layer keeps for the backward pass, beside parameters, mask and rotations, which layers share."""
+    batch = pack(90, 38)
+    tokens = batch["input_ids"].numel()
+    shape = memory_plan.shape_of(AutoModelForCausalLM.from_config(CONFIG), 4, "all-linear")
+
+    def kept(recomputed_layers: int) -> int:
+        torch._dynamo.reset()
+        model = tiny_model()
+        fast_path.speed_up(model, recomputed_layers, backend=BACKEND)
+        sizes: dict[int, int] = {}
+
+        def note(tensor):
+            if tensor.is_floating_point():
+                sizes[tensor.untyped_storage().data_ptr()] = tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            model.get_base_model().model(**batch, use_cache=False)
+        return sum(sizes.values())
+
+    everything, one_less, inputs = kept(0), kept(1), kept(2)
+    difference = shape.kept - shape.hidden
+    assert everything - one_less == pytest.approx(tokens * difference, rel=0.1)
+    assert one_less - inputs == pytest.approx(tokens * difference, rel=0.1)
+
+
+def test_the_second_length_is_compiled_for_all_others():
+    model = tiny_model()
+    fast_path.speed_up(model, 1, backend=BACKEND)
+    for lengths in ((30, 7), (41, 20), (50, 3, 3), (60, 10)):
+        gradients(model, pack(*lengths))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 4  # two kinds of layers, twice each
+
+
+def test_dropout_stays_with_peft():
+    model = tiny_model(dropout=0.5)
+    nf4_linear.use_fast_linears(model)
+    layers = [module for module in model.modules() if isinstance(module, LoraLinear4bit)]
+    assert layers
+    assert all(type(layer) is LoraLinear4bit for layer in layers)
+    assert all(type(layer.base_layer) is nf4_linear.FastLinear4bit for layer in layers)
+    gradients(model, pack(20))
+
+
+def test_the_adapter_can_be_switched_off():
+    model, batch = tiny_model(), pack(20)
+    with torch.no_grad(), model.disable_adapter():
+        expected = model(**batch, use_cache=False).logits
+    nf4_linear.use_fast_linears(model)
+    with torch.no_grad(), model.disable_adapter():
+        torch.testing.assert_close(model(**batch, use_cache=False).logits, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("window", [None, 150])
+@pytest.mark.parametrize("lengths", [(640,), (1, 127, 128, 300, 84), (130, 5, 5, 500), (1,) * 256])
+def test_pack_mask_covers_exactly_what_may_be_seen(lengths, window):
+    mask = fast_path.pack_mask(pack(*lengths)["position_ids"], window)
+    row = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    at = torch.arange(len(row))
+    back = at[:, None] - at[None, :]
+    allowed = (row[:, None] == row[None, :]) & (back >= 0) & (back < (window or len(row)))
+    assert torch.equal(mask.mask_mod(0, 0, at[:, None], at[None, :]), allowed)
+
+    size = fast_path.PACK_MULTIPLE
+    blocks = allowed.view(len(row) // size, size, -1, size).transpose(1, 2)
+    visited = mask.to_dense()[0, 0].bool()
+    assert (visited | ~blocks.any(-1).any(-1)).all()
+    for line, count in enumerate(mask.full_kv_num_blocks[0, 0]):
+        for column in mask.full_kv_indices[0, 0, line, :count]:
+            assert blocks[line, column].all()  # the kernel does not look inside these

@@ -1,0 +1,87 @@
+"""The memory plan against peaks measured on a GPU, and the choices that it makes."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from benchmarks.train_speed import SHAPES
+from stages import memory_plan
+from stages.console import Refusal
+
+GB = 10**9
+H200 = 790e12  # operations a second
+
+
+@pytest.fixture(scope="module")
+def shapes():
+    result = {}
+    for name, (config, adapter) in SHAPES.items():
+        with torch.device("meta"):
+            result[name] = memory_plan.shape_of(AutoModelForCausalLM.from_config(config), **adapter)
+    return result
+
+
+def test_parameters_are_counted(shapes):
+    assert shapes["llama3-8b"].parameters == 8_030_261_248
+    assert shapes["llama3-8b"].trainable == 41_943_040
+    assert shapes["smollm2-135m"].parameters == 134_515_008
+
+
+@pytest.mark.parametrize(
+    ("name", "pack_tokens", "recomputed_layers", "measured"),
+    [
+        ("llama3-8b", 4096, 0, 18.88),
+        ("llama3-8b", 4096, 32, 8.02),
+        ("llama3-8b", 2048, 32, 7.12),
+        ("llama3-8b", 1024, 32, 6.67),
+        ("llama3-8b", 2560, 0, 14.43),
+    ],
+)
+def test_predicted_peaks_are_within_a_tenth_of_the_measured(shapes, name, pack_tokens, recomputed_layers, measured):
+    predicted = memory_plan.predict(shapes[name], pack_tokens, recomputed_layers, "adamw").peak
+    assert predicted == pytest.approx(measured * GB, rel=0.1)
+
+
+def test_more_memory_never_makes_a_run_slower(shapes):
+    shape = shapes["llama3-8b"]
+    before = float("inf")
+    for capacity in (8, 10, 12, 16, 24, 40, 48, 80):
+        plan = memory_plan.choose(shape, capacity * GB, "auto", 1024, 16384, "adamw")
+        assert plan.peak <= capacity * GB
+        assert plan.pack_tokens >= 1024
+        now = memory_plan.seconds(shape, plan, 10**6, H200)
+        assert now <= before
+        before = now
+
+
+def test_low_memory_profile(shapes):
+    assert memory_plan.choose(shapes["llama3-8b"], 80 * GB, "low", 1024, 16384, "adamw").peak <= 7.2 * GB
+    assert memory_plan.choose(shapes["mistral-7b"], 80 * GB, "low", 1024, 4096, "adamw").peak <= 6.0 * GB
+
+
+def test_high_memory_profile_recomputes_no_layer(shapes):
+    plan = memory_plan.choose(shapes["llama3-8b"], 24 * GB, "high", 1024, 16384, "adamw")
+    assert (plan.recomputed_layers, plan.pack_tokens) == (0, 4096)
+
+
+def test_a_pack_is_never_longer_than_a_step_nor_shorter_than_a_row(shapes):
+    assert memory_plan.choose(shapes["llama3-8b"], 80 * GB, "auto", 300, 2300, "adamw").pack_tokens == 2300
+    assert memory_plan.choose(shapes["llama3-8b"], 12 * GB, "auto", 5000, 9000, "adamw").pack_tokens >= 5000
+
+
+def test_what_does_not_fit_is_refused_with_a_way_out(shapes):
+    with pytest.raises(Refusal, match=r"needs about \d+\.\d GB .* 6\.0 GB are free.*train\.max_length"):
+        memory_plan.choose(shapes["llama3-8b"], 6 * GB, "auto", 1024, 16384, "adamw")
+
+
+def test_short_runs_are_not_compiled(shapes):
+    shape = shapes["llama3-8b"]
+    plan = memory_plan.choose(shape, 24 * GB, "auto", 1024, 16384, "adamw")
+    assert not memory_plan.compilation_pays(shape, plan, 24 * GB, "adamw", 50_000, H200)
+    assert memory_plan.compilation_pays(shape, plan, 24 * GB, "adamw", 5_000_000, H200)
+
+
+def test_a_run_that_fits_only_when_compiled_is_compiled(shapes):
+    shape = shapes["llama3-8b"]
+    plan = memory_plan.choose(shape, int(7.55 * GB), "auto", 1024, 16384, "adamw")
+    assert memory_plan.compilation_pays(shape, plan, int(7.55 * GB), "adamw", 1000, H200)
