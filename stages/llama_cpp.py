@@ -116,14 +116,19 @@ def convert(folder: Path, gguf: Path) -> None:
     _run_converter(folder, gguf, "--outtype", "bf16")
 
 
-def check_tokenizer(folder: Path) -> None:
-    """Convert only the vocabulary of `folder` (tokenizer and config.json; weights are not read): takes seconds.
+def convert_vocabulary(folder: Path, gguf: Path) -> None:
+    """Convert only tokenizer and template of `folder` (config.json is read, weights are not): takes seconds.
 
     Raises:
         Refusal: if llama.cpp does not know the tokenizer, or cannot convert it.
     """
+    _run_converter(folder, gguf, "--vocab-only")
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Check that the converter knows the tokenizer of `folder`; raises `Refusal` as `convert_vocabulary` does."""
     with tempfile.TemporaryDirectory() as work:
-        _run_converter(folder, Path(work) / "vocabulary.gguf", "--vocab-only")
+        convert_vocabulary(folder, Path(work) / "vocabulary.gguf")
 
 
 def _run_converter(folder: Path, gguf: Path, *options: str) -> None:

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 from gguf import GGUFReader
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
-from stages import base_model, chat, convert_gguf, gguf_file, llama_cpp, quantize_gguf
+from stages import base_model, chat, convert_gguf, gguf_file, llama_cpp, parity, quantize_gguf
 from stages.console import Refusal
+from stages.outputs import write_json
 from stages.params import EMBEDDED, Model
 
 CONVERSATION = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "SELECT 1"}]
@@ -46,6 +47,7 @@ def merged(tmp_path_factory) -> Path:
         eos_token_id=tokenizer.eos_token_id,
     )
     AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    write_json(folder / base_model.RECORD, {"id": EMBEDDED})
     return folder
 
 
@@ -116,11 +118,18 @@ def test_tools_without_converter_name_what_brings_it(monkeypatch, tmp_path, merg
 # Converting and quantizing
 
 
-def test_known_tokenizer_passes_without_weights(merged, tmp_path):
+def test_tokenizer_is_checked_before_there_are_weights(merged, tmp_path):
     for path in merged.iterdir():
         if path.suffix != ".safetensors":
             shutil.copy(path, tmp_path)
-    llama_cpp.check_tokenizer(tmp_path)
+    parity.check_before_training(tmp_path)
+    # As rebuilt carelessly from a GGUF: it tokenizes well in training, and the converter takes it for another kind.
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.backend_tokenizer.model.byte_fallback = True
+    tokenizer.backend_tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.ByteLevel()])
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(Refusal, match="no GGUF can serve the tokenizer"):
+        parity.check_before_training(tmp_path)
 
 
 def test_unknown_pre_tokenizer_is_refused(merged, tmp_path):
@@ -132,7 +141,7 @@ def test_unknown_pre_tokenizer_is_refused(merged, tmp_path):
     tokenizer.train_from_iterator(["select from where"], trainers.BpeTrainer(vocab_size=300, show_progress=False))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="s").save_pretrained(tmp_path)
     with pytest.raises(Refusal, match="does not know the tokenizer"):
-        llama_cpp.check_tokenizer(tmp_path)
+        parity.check_before_training(tmp_path)
 
 
 def test_read_back(gguf, merged, tokenizer):
@@ -191,7 +200,11 @@ def test_stages_from_merged_to_quantized(merged, tmp_path, monkeypatch, capsys):
     (tmp_path / "data/prepared/train.jsonl").write_text("".join(row % (i, i) for i in range(60)))
     shutil.copy(Path(__file__).parent.parent / "recipes/smollm2-sql.yaml", tmp_path / "params.yaml")
     convert_gguf.main()
-    assert sorted(path.name for path in (tmp_path / "models/bf16").iterdir()) == ["imatrix.gguf", "model.gguf"]
+    assert sorted(path.name for path in (tmp_path / "models/bf16").iterdir()) == [
+        "base.json",
+        "imatrix.gguf",
+        "model.gguf",
+    ]
     monkeypatch.setattr(sys, "argv", ["quantize_gguf", "--type", "IQ2_XXS"])
     quantize_gguf.main()
     assert (tmp_path / "models/IQ2_XXS/model.gguf").is_file()
@@ -209,7 +222,7 @@ def test_rows_are_taken_evenly(tmp_path):
 
 
 def test_parity(server, tokenizer):
-    texts, conversations = convert_gguf.check_parity(server, tokenizer, [CONVERSATION] * 3)
+    texts, conversations = parity.check(server, tokenizer, [CONVERSATION] * 3)
     assert texts >= 200
     assert conversations >= 50
 
@@ -217,7 +230,7 @@ def test_parity(server, tokenizer):
 def test_parity_finds_another_template(server, merged):
     other = AutoTokenizer.from_pretrained(merged, chat_template=OTHER_TEMPLATE)
     with pytest.raises(Refusal, match=r"the conversation '\[user\] How many") as refusal:
-        convert_gguf.check_parity(server, other, [CONVERSATION])
+        parity.check(server, other, [CONVERSATION])
     assert "training: [" in str(refusal.value)
     assert "served:   [" in str(refusal.value)
 
@@ -225,8 +238,8 @@ def test_parity_finds_another_template(server, merged):
 def test_parity_finds_another_splitting(server, merged):
     other = AutoTokenizer.from_pretrained(merged)
     other.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # digits in runs
-    with pytest.raises(Refusal, match="the text '"):
-        convert_gguf.check_parity(server, other, [])
+    with pytest.raises(Refusal, match="the text"):
+        parity.check(server, other, [])
 
 
 def test_parity_finds_a_bos_that_training_never_saw(gguf, tokenizer, tmp_path):
@@ -238,7 +251,7 @@ def test_parity_finds_a_bos_that_training_never_saw(gguf, tokenizer, tmp_path):
         llama_cpp.Server(other, context=256, slots=1) as server,
         pytest.raises(Refusal, match="does not read the conversation"),
     ):
-        convert_gguf.check_parity(server, tokenizer, [CONVERSATION])
+        parity.check(server, tokenizer, [CONVERSATION])
 
 
 # Serving
