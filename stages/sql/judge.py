@@ -28,9 +28,9 @@ class Verdict:
     but for white space, case and a final semicolon. `valid`: it runs; otherwise `error` is the class.
 
     `gold` is about the row, never about the prediction: None, "invalid" (the gold query or its schema does not run) or
-    "undetermined" (it has LIMIT without ORDER BY, or no database was found on which it ends soon with a result that does
-    not hang on the order of stored rows). For such rows `strict` and `lenient` are False and mean nothing; `totals`
-    leaves them out of those two rates.
+    "undetermined" (it has LIMIT without ORDER BY, or no database was found on which it ends soon, with a result that
+    does not hang on the order of stored rows). For such rows `strict` and `lenient` are False and mean nothing;
+    `totals` leaves them out of those two rates.
     """
 
     strict: bool
@@ -65,14 +65,10 @@ class Judge:
         except (SchemaError, QueryError):
             return
         self.gold = None
-        self.tree = parse(self.sql)
-        self.form = normal_form(self.tree, self.schema)
-        self.suites = {
-            strictness: Suite(
-                self.schema, self.sql, self.tree, [], databases, self.key, lenient=strictness == "lenient"
-            )
-            for strictness in ("strict", "lenient")
-        }
+        with clock():  # sqlglot takes exponential time for some queries
+            self.tree = parse(self.sql)
+            self.form = normal_form(self.tree, self.schema)
+            self.suites = {"strict": self._suite([]), "lenient": self._suite([], lenient=True)}
         if limits_without_order(self.tree) or next(self.suites["strict"].instances(), None) is None:
             self.gold = "undetermined"
 
@@ -107,9 +103,13 @@ class Judge:
             return False
         if tree is None:
             return True
-        size, key = 2 * self.databases, f"{self.key}|{sql}"
-        both = Suite(self.schema, self.sql, self.tree, [tree], size, key, lenient=lenient)
+        both = self._suite([tree], sql, lenient=lenient)
         return both.agrees(sql, is_ordered(tree))
+
+    def _suite(self, others: list[exp.Expression], prediction: str = "", *, lenient: bool = False) -> Suite:
+        """Databases made from the gold query and `others`; twice as many where the prediction helps to make them."""
+        size = self.databases * (2 if others else 1)
+        return Suite(self.schema, self.sql, self.tree, others, size, f"{self.key}|{prediction}", lenient=lenient)
 
     def _checked(self, prediction: str) -> str:
         """The prediction as it will be run, once it has run on an empty database. Raises QueryError."""

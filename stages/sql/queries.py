@@ -24,7 +24,10 @@ class Place(NamedTuple):
 
 
 def parse(sql: str, dialect: str = "sqlite") -> exp.Expression | None:
-    """The syntax tree of one statement, or None where sqlglot cannot read it (which says nothing about SQLite)."""
+    """The syntax tree of one statement, or None where sqlglot cannot read it (which says nothing about SQLite).
+
+    May take very long (59 joins without ON take exponential time): see `sandbox.clock`.
+    """
     try:
         trees = sqlglot.parse(sql, read=dialect)
     except (SqlglotError, RecursionError, ValueError, AttributeError, TypeError, IndexError):
