@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.reader import ReaderError
 
 from stages.console import Refusal
 
@@ -19,7 +20,7 @@ Count = Annotated[int, Field(ge=1)]
 
 class Section(BaseModel):
     # strict: `r: "8"` or `r: 8.5` is a mistake to report, not to guess at.
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Model(Section):
@@ -185,7 +186,7 @@ class Params(Section):
         if self.data.test_source is None and self.data.test_fraction == 0:
             problems.append("data.test_fraction: must be above 0, or name a file of test rows in data.test_source")
         for type_ in self.gguf.types:
-            if type_.startswith(("IQ1", "IQ2")) and not self.gguf.imatrix:
+            if type_ in NEEDS_MATRIX and not self.gguf.imatrix:
                 problems.append(f"gguf.types: {type_} needs an importance matrix; set gguf.imatrix to true")
         if isinstance(self.train.micro_batch_tokens, int) and self.train.micro_batch_tokens < self.train.max_length:
             problems.append(
@@ -198,10 +199,15 @@ class Params(Section):
 
 
 # llama-quantize's names; F16 and BF16 stand under models/bf16 already.
+# fmt: off
 GGUF_TYPES = (
-    "Q8_0 Q6_K Q5_K_M Q5_K_S Q5_1 Q5_0 Q4_K_M Q4_K_S Q4_1 Q4_0 IQ4_XS IQ4_NL "
-    "Q3_K_L Q3_K_M Q3_K_S IQ3_M IQ3_S IQ3_XS IQ3_XXS Q2_K Q2_K_S IQ2_M IQ2_S IQ2_XS IQ2_XXS IQ1_M IQ1_S"
-).split()
+    "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0", "IQ4_XS", "IQ4_NL",
+    "Q3_K_L", "Q3_K_M", "Q3_K_S", "IQ3_M", "IQ3_S", "IQ3_XS", "IQ3_XXS",
+    "Q2_K", "Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S",
+)
+# fmt: on
+# Those that it refuses to make without an importance matrix.
+NEEDS_MATRIX = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "Q2_K_S")
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:
@@ -216,9 +222,10 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
         content = YAML(typ="safe", pure=True).load(path)
     except FileNotFoundError:
         raise Refusal(f"{path} is missing; copy a recipe: cp recipes/smollm2-sql.yaml {path}") from None
-    except YAMLError as error:
-        mark = error.problem_mark
-        raise Refusal(f"{path}, line {mark.line + 1}: not YAML ({error.problem})") from None
+    except MarkedYAMLError as error:
+        raise Refusal(f"{path}, line {error.problem_mark.line + 1}: not YAML ({error.problem})") from None
+    except ReaderError as error:
+        raise Refusal(f"{path}: not YAML ({error.reason} at position {error.position})") from None
     try:
         return Params.model_validate(content)
     except ValidationError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 from stages import base_model, gguf_file, llama_cpp
 from stages.console import Refusal, run_stage, summary
 from stages.outputs import new_folder
-from stages.params import GGUF_TYPES
+from stages.params import GGUF_TYPES, NEEDS_MATRIX
 
 SOURCE = Path("models/bf16/model.gguf")
 MATRIX = Path("models/bf16/imatrix.gguf")
@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--type", required=True, choices=GGUF_TYPES, help="llama-quantize's name of the type")
     type_ = parser.parse_args().type
     matrix = MATRIX if MATRIX.is_file() else None
-    if type_ in llama_cpp.NEEDS_MATRIX and not matrix:
+    if type_ in NEEDS_MATRIX and not matrix:
         raise Refusal(f"{type_} needs an importance matrix and there is no {MATRIX}: set gguf.imatrix to true")
 
     begin = time.monotonic()
