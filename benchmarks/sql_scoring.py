@@ -561,7 +561,7 @@ def fuzz(options: argparse.Namespace) -> None:
             return "".join(chr(chance.randrange(1, 0x3000)) for _ in range(chance.randrange(60)))
         if kind == 1:
             return "SELECT " + " ".join(chance.choices(words, k=chance.randrange(1, 25)))
-        pieces = row["answer"].split()
+        pieces = row["answer"].split() or ["SELECT"]
         for _ in range(chance.randrange(1, 4)):
             place = chance.randrange(len(pieces))
             pieces[place : place + chance.randrange(2)] = chance.choices(words, k=chance.randrange(3))

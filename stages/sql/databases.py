@@ -13,7 +13,7 @@ from random import Random
 
 from stages.sql.constraints import Atom, Column, Constraints, Scene, Value, is_number, neighbours, word
 from stages.sql.queries import Place
-from stages.sql.schema import Schema, Table
+from stages.sql.schema import ForeignKey, Schema, Table
 
 Row = dict[str, Value]
 
@@ -248,12 +248,10 @@ class _Filling:
             self._block_groups(rows)
         for name in rows:  # whole rows twice, for DISTINCT; those of a table with a key go again below
             rows[name] += random.sample(rows[name], min(len(rows[name]), random.randint(0, 2)))
-        self._hold_foreign_keys(rows)
+        self._hold_keys(rows)
         result = {}
         for name, table in self.schema.tables.items():
-            result[name] = [
-                tuple(row[column] for column in table.columns) for row in self._without_duplicates(table, rows[name])
-            ]
+            result[name] = [tuple(row[column] for column in table.columns) for row in rows[name]]
             random.shuffle(result[name])
         return result
 
@@ -313,6 +311,8 @@ class _Filling:
             domain = self.generator.domain_of[places[0].table, places[0].column]
             if broken and broken[0] in atoms:
                 value = broken[1]
+            elif atoms and random.random() < 0.15:
+                continue  # whatever it turns out to be: the other side of an OR must also be false at times
             elif not atoms and left_out in {place.source for place in places}:
                 value = self._new_value(domain)
             else:
@@ -364,14 +364,35 @@ class _Filling:
                 row[column] = value
             rows[name] = [row for row, _ in kept]
 
-    def _hold_foreign_keys(self, rows: dict[str, list[Row]]) -> None:
-        # Twice, because a parent may itself lose rows that its own foreign key does not allow.
-        for key in self.schema.foreign_keys * 2:
-            parents = [row[key.parent_column] for row in rows[key.parent] if row[key.parent_column] is not None]
-            allowed = {_folded(value) for value in parents}
-            for row in rows[key.table]:
-                if row[key.column] is not None and _folded(row[key.column]) not in allowed:
-                    row[key.column] = self.random.choice(parents) if parents else None
+    def _hold_keys(self, rows: dict[str, list[Row]]) -> None:
+        """Make the declared keys hold: add the missing parents, so that witnesses stay what they are, or drop rows."""
+        for _ in self.schema.foreign_keys:  # a parent may need a parent of its own
+            for key in self.schema.foreign_keys:
+                self._add_parents(rows, key)
+        for name, table in self.schema.tables.items():
+            rows[name] = self._without_duplicates(table, rows[name])
+        dropped = True
+        while dropped:
+            dropped = False
+            for key in self.schema.foreign_keys:
+                parents = {_folded(row[key.parent_column]) for row in rows[key.parent]} | {None}
+                kept = [row for row in rows[key.table] if _folded(row[key.column]) in parents]
+                dropped |= len(kept) < len(rows[key.table])
+                rows[key.table] = kept
+
+    def _add_parents(self, rows: dict[str, list[Row]], key: ForeignKey) -> None:
+        parents = {_folded(row[key.parent_column]): row[key.parent_column] for row in rows[key.parent]}
+        nullable = self.shape.nulls and key.column not in self._not_null(key.table)
+        for row in rows[key.table]:
+            value = row[key.column]
+            if value is None or _folded(value) in parents:
+                continue
+            if nullable and self.random.random() < 0.5:
+                row[key.column] = None
+            elif self._add(rows[key.parent], key.parent, {key.parent_column: value}):
+                parents[_folded(value)] = value
+            elif parents:
+                row[key.column] = self.random.choice(list(parents.values()))
 
     def _without_duplicates(self, table: Table, rows: list[Row]) -> list[Row]:
         keys = [*table.unique, *((column,) for column in sorted(self.unique[table.name]))]
