@@ -298,7 +298,7 @@ class Server:
         }
         arguments = [str(part) for pair in options.items() for part in pair]
         # A last message of the assistant is rendered as a whole message, as in training, not as one to go on with.
-        arguments += ["--no-prefill-assistant", "--no-ui"]
+        arguments.append("--no-prefill-assistant")
         self._log = tempfile.TemporaryFile()
         self._process = _start([str(find().server), *arguments], stdout=self._log, stderr=subprocess.STDOUT)
         self.pid = self._process.pid

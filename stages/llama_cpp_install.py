@@ -157,10 +157,19 @@ def build_environment(nvcc: Path | None) -> dict[str, str]:
 
 
 def find_nvcc() -> Path | None:
-    """The CUDA compiler: on PATH, in CUDA_HOME, or where NVIDIA's installer puts it."""
+    """The CUDA compiler on PATH, in CUDA_HOME or in NVIDIA's usual place; None, with a note, if it or cuBLAS lacks."""
     home = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
-    found = shutil.which("nvcc") or shutil.which("nvcc", path=str(home / "bin"))
-    return Path(found) if found else None
+    nvcc = shutil.which("nvcc") or shutil.which("nvcc", path=str(home / "bin"))
+    if nvcc:
+        cublas = "#include <cublas_v2.h>"
+        found = subprocess.run([nvcc, "-E", "-x", "cu", "-"], input=cublas, capture_output=True, text=True)
+        if found.returncode == 0:
+            return Path(nvcc)
+    print(
+        "llama.cpp: built for the CPU, although there is a GPU: it needs the CUDA toolkit, nvcc with cuBLAS, to use it "
+        "(`apt install nvidia-cuda-toolkit`); GGUF files are made and scored all the same, only slower"
+    )
+    return None
 
 
 @contextlib.contextmanager
