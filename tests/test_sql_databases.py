@@ -15,7 +15,7 @@ from stages.sql.sandbox import Result
 from stages.sql.schema import SchemaError, read_schema
 
 SCHOOL = (
-    "CREATE TABLE Dept (dept_id INTEGER PRIMARY KEY, name VARCHAR UNIQUE, budget REAL);"
+    "CREATE TABLE Dept (dept_id INTEGER PRIMARY KEY, name VARCHAR UNIQUE, budget REAL NOT NULL);"
     "CREATE TABLE Course (code VARCHAR, dept_id INTEGER, credits INTEGER, started DATE, PRIMARY KEY (code, dept_id),"
     " FOREIGN KEY (dept_id) REFERENCES Dept(dept_id));"
     "CREATE TABLE Enrolment (student INTEGER, code VARCHAR, grade VARCHAR, dept_id INTEGER REFERENCES Dept)"
@@ -62,6 +62,7 @@ def test_declared_keys_hold():
             departments = [row[0] for row in rows["dept"]]
             assert None not in departments
             assert len(set(departments)) == len(departments)
+            assert all(row[2] is not None for row in rows["dept"])
             names = [row[1].lower() for row in rows["dept"] if row[1] is not None]
             assert len(set(names)) == len(names)
             pairs = [(str(row[0]).lower(), row[1]) for row in rows["course"]]

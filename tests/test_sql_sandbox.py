@@ -48,7 +48,7 @@ def error_class(database, sql):
         ("-- nothing", "empty"),
         ("SELECT count(*) FROM people a, people b, people c, people d, people e", "timeout"),
         ("SELECT a.* FROM people a, people b, people c", "too_many_rows"),
-        ("SELECT " + "1, " * 300 + "1", "too_large"),
+        ("SELECT " + "1, " * 3000 + "1", "too_large"),
         ("SELECT '\ud800'", "syntax"),
     ],
 )
@@ -65,6 +65,12 @@ def test_reads_its_tables_ctes_and_subqueries(database):
     )
     assert database.run("VALUES (1, 2)").rows == [(1, 2)]
     assert database.run("SELECT name FROM people WHERE name = 'N7'").rows == [("n7",)]
+
+
+def test_reads_a_wide_table():
+    wide = Database({"wide": {f"a_rather_long_name_{number}": "VARCHAR" for number in range(1000)}})
+    wide.fill({"wide": [tuple(range(1000))]})
+    assert wide.run("SELECT * FROM wide").width == 1000
 
 
 def test_goes_on_after_errors(database):
@@ -97,10 +103,19 @@ def test_the_clock_stands_still(database):
     ]
 
 
+def how_busy():
+    """Seconds that pass for a second of this process's processor time: 1 on an idle machine."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    while time.process_time() - cpu < 0.3:
+        pass
+    return (time.perf_counter() - wall) / (time.process_time() - cpu)
+
+
 def test_hostile_statements_are_stopped_and_the_run_goes_on(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "evil"
     predictions = [sql.replace("{file}", str(file)) for sql in HOSTILE for sql in (sql, RIGHT)]
+    busy = how_busy()
     moments = [time.perf_counter()]
     verdicts = score(
         [ROW] * len(predictions), predictions, processes=1, progress=lambda _: moments.append(time.perf_counter())
@@ -112,7 +127,7 @@ def test_hostile_statements_are_stopped_and_the_run_goes_on(tmp_path, monkeypatc
     # Patterns and the like are honest SQL, and merely slow; everything else must have been refused.
     accepted = [sql for sql, verdict in zip(HOSTILE, verdicts[::2], strict=True) if verdict.valid]
     assert all("LIKE" in sql or "GLOB" in sql or "aaaa" in sql for sql in accepted)
-    assert max(waits) < 2.5  # two seconds, and half for a new worker on a busy machine
+    assert max(waits) < 2 * max(busy, how_busy())
     assert list(tmp_path.iterdir()) == []
 
 

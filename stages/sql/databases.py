@@ -212,7 +212,7 @@ class _Filling:
         return self.random.choices(pool, weights)[0]
 
     def _not_null(self, table: str) -> set[str]:
-        return self.unique[table].union(*self.schema.tables[table].unique)
+        return self.unique[table].union(self.schema.tables[table].not_null, *self.schema.tables[table].unique)
 
     # ---- rows
 
@@ -337,32 +337,29 @@ class _Filling:
         return self.random.choice(candidates or pool)
 
     def _block_groups(self, rows: dict[str, list[Row]]) -> None:
-        """Give the groups of a grouped column different sizes, around the numbers that the query counts to."""
+        """Give groups different sizes, around the numbers that the query counts to, or else one after the other."""
+        found = self.constraints
+        if not (found.counts or found.by_count or found.grouped):
+            return
+        sizes = [max(1, count + step) for count in found.counts for step in (0, 1, -1)] or range(1, 7)
         for name in rows:
-            columns = [column for table, column in sorted(self.constraints.grouped) if table == name]
-            if self.constraints.by_count or self.constraints.counts or columns:
-                joined = [c for c in self.schema.tables[name].columns if self.generator.is_joined(name, c)]
-                columns = columns or joined
+            columns = [column for table, column in sorted(found.grouped) if table == name]
+            # A table that is only joined decides by its foreign key how many rows a group has.
+            columns = columns or [
+                one for one in self.schema.tables[name].columns if self.generator.is_joined(name, one)
+            ]
             columns = [column for column in columns if column not in self.unique[name]]
-            if not columns or not (self.constraints.counts or self.constraints.by_count or self.constraints.grouped):
+            if not columns:
                 continue
             column = self.random.choice(columns)
             values = list(self._choices(name, column)[0])
-            sizes = [max(1, count + step) for count in self.constraints.counts for step in (0, 1, -1)] or [
-                1,
-                2,
-                3,
-                4,
-                5,
-                6,
-            ]
             self.random.shuffle(values)
-            sizes = list(dict.fromkeys(sizes))
-            blocks = itertools.chain.from_iterable([value] * size for value, size in zip(values, sizes, strict=False))
-            kept = list(zip(rows[name], blocks, strict=False))
-            for row, value in kept:
+            pairs = zip(values, dict.fromkeys(sizes), strict=False)
+            blocks = itertools.chain.from_iterable([value] * size for value, size in pairs)
+            blocked = list(zip(rows[name], blocks, strict=False))
+            for row, value in blocked:
                 row[column] = value
-            rows[name] = [row for row, _ in kept]
+            rows[name] = [row for row, _ in blocked]
 
     def _hold_keys(self, rows: dict[str, list[Row]]) -> None:
         """Make the declared keys hold: add the missing parents, so that witnesses stay what they are, or drop rows."""

@@ -27,7 +27,6 @@ _STEPS_A_CHECK = 2_000
 _LIMITS = {
     sqlite3.SQLITE_LIMIT_LENGTH: 100_000,
     sqlite3.SQLITE_LIMIT_SQL_LENGTH: MAX_SQL_LENGTH,
-    sqlite3.SQLITE_LIMIT_COLUMN: 200,
     sqlite3.SQLITE_LIMIT_EXPR_DEPTH: 200,
     sqlite3.SQLITE_LIMIT_COMPOUND_SELECT: 30,
     sqlite3.SQLITE_LIMIT_FUNCTION_ARG: 20,
@@ -99,8 +98,6 @@ class Database:
         """Create the tables: name -> column name -> declared type. Names must be in lower case."""
         self._tables = tables
         self._connection = connection = sqlite3.connect(":memory:", isolation_level=None, cached_statements=0)
-        for limit, value in _LIMITS.items():
-            connection.setlimit(limit, value)
         connection.execute("PRAGMA trusted_schema = OFF")
         connection.execute("PRAGMA temp_store = MEMORY")
         connection.execute(f"PRAGMA hard_heap_limit = {MEMORY_BYTES // 2}")
@@ -113,6 +110,8 @@ class Database:
                 f"{_quoted(name)} {_quoted(kind) if kind else ''} COLLATE NOCASE" for name, kind in columns.items()
             )
             connection.execute(f"CREATE TABLE {_quoted(table)} ({declared})")
+        for limit, value in _LIMITS.items():
+            connection.setlimit(limit, value)
         self._denied = False
         self._steps = 0
 

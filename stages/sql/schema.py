@@ -33,6 +33,7 @@ class Table:
     columns: dict[str, str]
     primary_key: tuple[str, ...]
     unique: tuple[tuple[str, ...], ...]
+    not_null: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,11 @@ def read_schema(context: str, dialect: str = "sqlite") -> Schema:
 
 
 def _read_table(connection: sqlite3.Connection, name: str) -> Table:
-    columns, key = {}, {}
-    for _, column, kind, _, _, position in connection.execute("SELECT * FROM pragma_table_info(?)", (name,)):
+    columns, key, not_null = {}, {}, set()
+    for _, column, kind, required, _, position in connection.execute("SELECT * FROM pragma_table_info(?)", (name,)):
         columns[column.lower()] = kind.upper()
+        if required:
+            not_null.add(column.lower())
         if position:
             key[position] = column.lower()
     primary_key = tuple(key[position] for position in sorted(key))
@@ -93,7 +96,7 @@ def _read_table(connection: sqlite3.Connection, name: str) -> Table:
     for (index,) in connection.execute(indexes, (name,)).fetchall():
         parts = connection.execute("SELECT name FROM pragma_index_info(?)", (index,)).fetchall()
         unique.append(tuple(part.lower() for (part,) in parts))
-    return Table(name.lower(), columns, primary_key, tuple(unique))
+    return Table(name.lower(), columns, primary_key, tuple(unique), frozenset(not_null))
 
 
 def _read_foreign_keys(connection: sqlite3.Connection, tables: dict[str, Table]) -> tuple[ForeignKey, ...]:
