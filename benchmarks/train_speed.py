@@ -8,14 +8,14 @@ seconds a step, peak memory and the loss of each step. Exits with status 1 if th
 """
 
 import argparse
-import functools
-import gc
 import json
+import multiprocessing
+import os
 import random
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -232,24 +232,26 @@ def step_tokens(step: list[list[int]], lengths: list[int]) -> int:
     return sum(lengths[row] for pack in step for row in pack)
 
 
-def measure(make: Callable[[Clock], SFTTrainer], rows: list[Encoded], steps: list[list[list[int]]]) -> dict:
-    """Train `steps` with the trainer that `make` builds; the first WARM_UP steps are not timed."""
+def measure(recipe: str, name: str, rows: list[Encoded], steps: list, recomputed_layers: int, share: float) -> dict:
+    """Train `steps` with a recipe, in at most this `share` of the GPU's memory; the first WARM_UP steps are not timed.
+
+    Meant to run in a process of its own: what one recipe leaves behind would count as the memory of the next.
+    """
+    torch.cuda.set_per_process_memory_fraction(share)
     clock = Clock()
-    trainer = make(clock)
+    if recipe == "article":
+        trainer = article_trainer(name, rows, steps, clock)
+    else:
+        trainer = project_trainer(name, rows, steps, recomputed_layers, clock)
     trainer.train()
     tokens = [step_tokens(step, [len(row.input_ids) for row in rows]) for step in steps]
-    result = {
+    return {
         "tokens_per_second": round(sum(tokens[WARM_UP:]) / sum(clock.seconds[WARM_UP:])),
         "step_seconds": round(statistics.median(clock.seconds[WARM_UP:]), 3),
         "warm_up_seconds": round(sum(clock.seconds[:WARM_UP]), 1),
         "peak_gb": round(max(clock.peaks) / 1e9, 2),
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
     }
-    del trainer
-    torch._dynamo.reset()
-    gc.collect()
-    torch.cuda.empty_cache()
-    return result
 
 
 def main() -> None:
@@ -266,11 +268,10 @@ def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("error: this benchmark measures a GPU and there is none")
 
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     config, adapter = SHAPES[arguments.shape]
     free, total = torch.cuda.mem_get_info()
-    if arguments.capacity_gb:
-        free = min(free, int(arguments.capacity_gb * 1e9))
-        torch.cuda.set_per_process_memory_fraction(free / total)
+    free = min(free, int((arguments.capacity_gb or 1000) * 1e9))
     rows = random_rows(arguments.rows, arguments.batch_size * arguments.steps, config.vocab_size)
     lengths = [len(row.input_ids) for row in rows]
     with torch.device("meta"):
@@ -284,11 +285,11 @@ def main() -> None:
         f"{arguments.rows} rows a step; layout: {len(steps[0])} packs of at most {layout.pack_tokens} tokens, "
         f"{layout.recomputed_layers} of {shape.layers} layers recomputed, predicted peak {layout.peak / 1e9:.2f} GB"
     )
-    makers = {
-        "article": functools.partial(article_trainer, arguments.shape, rows, steps),
-        "project": functools.partial(project_trainer, arguments.shape, rows, steps, layout.recomputed_layers),
-    }
-    results = {recipe: measure(makers[recipe], rows, steps) for recipe in arguments.recipes}
+    results = {}
+    for recipe in arguments.recipes:
+        job = (recipe, arguments.shape, rows, steps, layout.recomputed_layers, free / total)
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+            results[recipe] = process.submit(measure, *job).result()
     print(f"\n{'recipe':<8} {'tok/s':>7} {'s/step':>7} {'peak GB':>8} {'warm-up s':>10}  loss, first and last step")
     for recipe, result in results.items():
         print(

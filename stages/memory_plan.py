@@ -16,7 +16,7 @@ BF16 = 2  # bytes
 NF4 = 0.5 + 1 / 64 + 4 / 64 / 256  # bytes a weight: 4 bits, an 8-bit scale for 64, a 32-bit scale for 256 of those
 OPTIMIZER = {"adamw": 4, "paged_adamw_8bit": 2}  # bytes a trainable weight: two moments, in the weights' own bf16
 HEAD_CHUNK = 32768  # vocabulary entries of which trl computes the logits at once
-USABLE = 0.94  # of the free memory: the allocator cannot place everything without gaps
+USABLE = 0.92  # of the free memory: the allocator cannot place everything without gaps
 PACK_TOKENS = (16384, 8192, 4096, 3072, 2048, 1536, 1024, 768, 512)
 
 # Speeds, relative to the matrix products of one forward pass through a token (as fitted on the H200).

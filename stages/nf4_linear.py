@@ -7,12 +7,11 @@ the layer is one opaque operator with a backward operator of its own. The compil
 input of the layer and nothing else, and the weight is dequantized once a pass, by one kernel on a GPU.
 """
 
-import math
-
 import bitsandbytes as bnb
 import torch
 from peft.tuners.lora.bnb import Linear4bit as LoraLinear4bit
 from torch import Tensor, nn
+from torch.nn import functional
 
 NESTED_BLOCK = 256  # scales that share one second-level scale: fixed in bitsandbytes' double quantization
 
@@ -97,37 +96,47 @@ def dequantize(packed: list[Tensor], out_features: int, dtype: torch.dtype) -> T
     return (blocks * scales[:, None]).to(dtype).view(out_features, -1)
 
 
+def nf4_linear(
+    x: Tensor, packed: list[Tensor], out_features: int, lora_a: Tensor | None, lora_b: Tensor | None, scale: float
+) -> Tensor:
+    """x W' + scale * x A' B' for x (..., in), W (out, in) 4-bit, A (r, in), B (out, r); A and B may both be None."""
+    # x A' is computed apart, so that a layer that is recomputed can repeat it without the large product; its part in
+    # the gradients of x and A is in the operator's backward pass.
+    low = None if lora_a is None else functional.linear(x.detach(), lora_a.detach().to(x.dtype))
+    return torch.ops.qlora.nf4_linear(x, low, packed, out_features, lora_a, lora_b, scale)
+
+
+# Registered by hand and not with `torch.library.custom_op`, whose checks at each call would show in short packs.
 LIBRARY = torch.library.Library("qlora", "DEF")
 LIBRARY.define(
-    "nf4_linear(Tensor x, Tensor[] packed, int out_features, Tensor? lora_a, Tensor? lora_b, float scale)"
-    " -> (Tensor, Tensor)"
+    "nf4_linear(Tensor x, Tensor? low, Tensor[] packed, int out_features, Tensor? lora_a, Tensor? lora_b, float scale)"
+    " -> Tensor"
 )
 LIBRARY.define(
-    "nf4_linear_backward(Tensor grad, Tensor x, Tensor low, Tensor[] packed, Tensor? lora_a, Tensor? lora_b,"
+    "nf4_linear_backward(Tensor grad, Tensor x, Tensor? low, Tensor[] packed, Tensor? lora_a, Tensor? lora_b,"
     " float scale) -> Tensor[]"
 )
 
 
-def _linear(x, packed, out_features, lora_a, lora_b, scale):
+def _linear(x, low, packed, out_features, lora_a, lora_b, scale):
     rows = x.reshape(-1, x.shape[-1])
     weight = dequantize(packed, out_features, x.dtype)
-    if lora_a is None:
-        y, low = rows @ weight.t(), rows.new_empty(len(rows), 0)
+    if low is None:
+        y = rows @ weight.t()
     else:
-        low = _scaled_product(scale, rows, lora_a.to(x.dtype).t())
         # LoRA goes first and the large product is added in place: its epilogue reads what a separate sum would.
-        y = (low @ lora_b.to(x.dtype).t()).addmm_(rows, weight.t())
-    return y.view(*x.shape[:-1], out_features), low
+        y = _scaled_product(scale, low.reshape(len(rows), -1), lora_b.to(x.dtype).t()).addmm_(rows, weight.t())
+    return y.view(*x.shape[:-1], out_features)
 
 
 def _linear_backward(grad, x, low, packed, lora_a, lora_b, scale):
     grads = grad.reshape(-1, grad.shape[-1])
     weight = dequantize(packed, grad.shape[-1], grad.dtype)
-    if lora_a is None:
+    if low is None:
         return [(grads @ weight).view(x.shape)]
     grad_low = _scaled_product(scale, grads, lora_b.to(x.dtype))
     grad_a = grad_low.t() @ x.reshape(-1, x.shape[-1])
-    grad_b = grads.t() @ low
+    grad_b = _scaled_product(scale, grads.t(), low.reshape(len(grads), -1))
     grad_x = (grad_low @ lora_a.to(x.dtype)).addmm_(grads, weight)
     return [grad_x.view(x.shape), grad_a.to(lora_a.dtype), grad_b.to(lora_b.dtype)]
 
@@ -138,29 +147,27 @@ def _scaled_product(scale: float, a: Tensor, b: Tensor) -> Tensor:
     return torch.addmm(out, a, b, beta=0, alpha=scale, out=out)
 
 
-def _linear_fake(x, packed, out_features, lora_a, lora_b, scale):
-    rank = 0 if lora_a is None else lora_a.shape[0]
-    return x.new_empty(*x.shape[:-1], out_features), x.new_empty(math.prod(x.shape[:-1]), rank)
+def _linear_fake(x, low, packed, out_features, lora_a, lora_b, scale):
+    return x.new_empty(*x.shape[:-1], out_features)
 
 
 def _linear_backward_fake(grad, x, low, packed, lora_a, lora_b, scale):
     grad_x = x.new_empty(x.shape)
-    return [grad_x] if lora_a is None else [grad_x, lora_a.new_empty(lora_a.shape), lora_b.new_empty(lora_b.shape)]
+    return [grad_x] if low is None else [grad_x, lora_a.new_empty(lora_a.shape), lora_b.new_empty(lora_b.shape)]
 
 
 def _keep(ctx, inputs, output):
-    x, packed, _, lora_a, lora_b, ctx.scale = inputs
-    ctx.set_materialize_grads(False)
-    ctx.has_lora = lora_a is not None
-    ctx.save_for_backward(x, output[1], *([lora_a, lora_b] if ctx.has_lora else []), *packed)
+    x, low, packed, _, lora_a, lora_b, ctx.scale = inputs
+    ctx.has_lora = low is not None
+    ctx.save_for_backward(x, *([low, lora_a, lora_b] if ctx.has_lora else []), *packed)
 
 
-def _autograd(ctx, grad, _):
-    x, low, *rest = ctx.saved_tensors
-    lora_a, lora_b, *packed = rest if ctx.has_lora else [None, None, *rest]
+def _autograd(ctx, grad):
+    x, *rest = ctx.saved_tensors
+    low, lora_a, lora_b, *packed = rest if ctx.has_lora else [None, None, None, *rest]
     grads = torch.ops.qlora.nf4_linear_backward(grad, x, low, packed, lora_a, lora_b, ctx.scale)
     grad_x, grad_a, grad_b = grads if ctx.has_lora else [*grads, None, None]
-    return grad_x, [None] * len(packed), None, grad_a, grad_b, None
+    return grad_x, None, [None] * len(packed), None, grad_a, grad_b, None
 
 
 LIBRARY.impl("nf4_linear", _linear, "CompositeExplicitAutograd")
@@ -168,14 +175,3 @@ LIBRARY.impl("nf4_linear_backward", _linear_backward, "CompositeExplicitAutograd
 torch.library.register_fake("qlora::nf4_linear", _linear_fake, lib=LIBRARY)
 torch.library.register_fake("qlora::nf4_linear_backward", _linear_backward_fake, lib=LIBRARY)
 torch.library.register_autograd("qlora::nf4_linear", _autograd, setup_context=_keep, lib=LIBRARY)
-
-
-def nf4_linear(
-    x: Tensor, packed: list[Tensor], out_features: int, lora_a: Tensor | None, lora_b: Tensor | None, scale: float
-) -> Tensor:
-    """x W' + scale * x A' B' for x (..., in), W (out, in) 4-bit, A (r, in), B (out, r); A and B may both be None.
-
-    An operator registered by hand and not with `torch.library.custom_op`, whose checks at each call would show in
-    short packs. Its second result, scale * x A', is what the gradient of B needs.
-    """
-    return torch.ops.qlora.nf4_linear(x, packed, out_features, lora_a, lora_b, scale)[0]
