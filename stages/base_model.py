@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from stages import hub
 from stages.console import Refusal
 from stages.params import EMBEDDED, Model
 
@@ -35,7 +36,7 @@ def fetch(model: Model) -> Path:
         if not folder.is_dir():
             raise Refusal(f"model.id: there is no folder {model.id}; name one that holds config.json and safetensors")
     else:
-        folder = _from_hub(model)
+        folder = hub.download("model", model.id, model.revision, HUB_FILES)
     if not (folder / "config.json").is_file():
         raise Refusal(f"model.id: {model.id} has no config.json, so it is not a transformers model")
     if not list(folder.glob("*.safetensors")):
@@ -88,34 +89,6 @@ def _sha256(path: Path, bar: tqdm) -> str:
     return digest.hexdigest()
 
 
-def _from_hub(model: Model) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
-    from huggingface_hub.errors import RevisionNotFoundError as NoSuchRevision
-
-    name = f"{model.id} at {model.revision}"
-    try:
-        return Path(snapshot_download(model.id, revision=model.revision, allow_patterns=HUB_FILES))
-    except GatedRepoError:
-        raise Refusal(
-            f"model.id: {model.id} is gated: accept its licence on the hub's page of the model, then give a token of "
-            "that account in the environment variable HF_TOKEN (or run `hf auth login`)"
-        ) from None
-    except RepositoryNotFoundError:
-        raise Refusal(
-            f"model.id: the hub has no model {model.id}, or it is private; check the spelling, or set HF_TOKEN"
-        ) from None
-    except NoSuchRevision:
-        raise Refusal(f"model.revision: the hub has no commit {model.revision} of {model.id}") from None
-    except (LocalEntryNotFoundError, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
-            raise
-        raise Refusal(
-            f"model.id: {name} is not in the local cache and the hub cannot be reached; check the network, HF_ENDPOINT "
-            "(a mirror) and HF_HUB_OFFLINE, or name a local folder in model.id"
-        ) from None
-
-
 def _embedded() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qlora-pipeline"
     folder = cache / EMBEDDED_PACKAGE.replace("==", "-")
@@ -151,6 +124,7 @@ def _embedded_gguf(work: Path) -> Path:
 def _export(gguf: Path) -> Path:
     """Write the GGUF as a transformers folder in bfloat16 (it holds 4-bit weights; they are dequantized)."""
     import torch
+    from tokenizers.decoders import ByteLevel as ByteLevelDecoder
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -162,10 +136,12 @@ def _export(gguf: Path) -> Path:
     model.config.name_or_path = EMBEDDED
     model.save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf.name)
-    # The tokenizer that is rebuilt from a GGUF lacks the digit splitter that the file names ("smollm").
-    tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
-        [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
-    )
+    # The tokenizer that is rebuilt from a GGUF lacks the digit splitter that the file names ("smollm"), and poses as
+    # one that falls back to bytes, which llama.cpp's converter would take for SentencePiece.
+    backend = tokenizer.backend_tokenizer
+    backend.pre_tokenizer = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
+    backend.decoder = ByteLevelDecoder()
+    backend.model.byte_fallback = backend.model.fuse_unk = False
     # Its special tokens come back wrong, too (eos as <|im_start|>); these are the model's own.
     tokenizer.add_special_tokens({"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "unk_token": "<|endoftext|>"})
     tokenizer.clean_up_tokenization_spaces = False

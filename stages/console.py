@@ -1,5 +1,6 @@
 """What a person sees of a stage: one clear sentence when it cannot go on, and a short summary when it is done."""
 
+import ctypes
 import errno
 import signal
 import sys
@@ -20,6 +21,9 @@ def run_stage(main: Callable[[], None]) -> None:
     written is removed. Any other exception is a defect of this project and keeps its traceback.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if sys.platform == "linux":  # if DVC is killed, do not go on behind the back of its next run
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
     try:
         main()
     except Refusal as refusal:

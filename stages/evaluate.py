@@ -42,7 +42,7 @@ def main() -> None:
     prompts = [row.input_ids[: row.prompt_length] for row in encoded]
 
     if (folder / "model.gguf").is_file():
-        answers, scores, seconds = run_gguf(folder / "model.gguf", prompts, encoded, params)
+        answers, scores, seconds = run_gguf(folder / "model.gguf", encoded, params)
         size = (folder / "model.gguf").stat().st_size
     else:
         model = load(artifact, base)
@@ -102,28 +102,29 @@ def run_transformers(
         return answers, hf_inference.score(model, rows, bar.update), seconds
 
 
-def run_gguf(
-    gguf: Path, prompts: list[list[int]], rows: list[chat.Encoded], params: Params
-) -> tuple[list[Answer], list[Score], float]:
-    """The same through llama-server: the prompts as ids, the scores as llama.cpp gives them on the same ids."""
+def run_gguf(gguf: Path, rows: list[chat.Encoded], params: Params) -> tuple[list[Answer], list[Score], float]:
+    """The same through llama-server: prompts as ids, and the scores that llama.cpp gives the same ids."""
     limit = params.evaluate.max_new_tokens
-    context = max(max(len(prompt) + limit for prompt in prompts), max(len(row.input_ids) for row in rows)) + 8
+    context = max(max(row.prompt_length + limit, len(row.input_ids)) for row in rows) + 8
 
-    def answer(prompt: list[int]) -> Answer:
+    def answer_and_score(row: chat.Encoded) -> tuple[Answer, Score, float]:
+        # Together, because a thread keeps to one slot of the server and finds the prompt in its cache.
+        prompt, gold = row.input_ids[: row.prompt_length], row.input_ids[row.prompt_length :]
+        begin = time.monotonic()
         completion = server.complete(prompt, limit)
-        return Answer(completion.tokens, completion.stopped)
-
-    def score(row: chat.Encoded) -> Score:
-        start = row.prompt_length
-        log_probabilities, top1 = server.score(row.input_ids[:start], row.input_ids[start:])
-        return Score(len(top1), -sum(log_probabilities), sum(top1))
+        seconds = time.monotonic() - begin
+        log_probabilities, top1 = server.score(prompt, gold)
+        return (
+            Answer(completion.tokens, completion.stopped),
+            Score(len(gold), -sum(log_probabilities), sum(top1)),
+            seconds,
+        )
 
     with Server(gguf, context=context, slots=SLOTS) as server, ThreadPoolExecutor(SLOTS) as pool:
-        begin = time.monotonic()
-        answers = list(tqdm(pool.map(answer, prompts), total=len(prompts), desc="answering", unit=" rows"))
-        seconds = time.monotonic() - begin
-        scores = list(tqdm(pool.map(score, rows), total=len(rows), desc="scoring tokens", unit=" rows"))
-    return answers, scores, seconds
+        work = pool.map(answer_and_score, rows)
+        results = list(tqdm(work, total=len(rows), desc="answering and scoring tokens", unit=" rows"))
+    answers, scores, seconds = (list(column) for column in zip(*results, strict=True))
+    return answers, scores, sum(seconds) / SLOTS
 
 
 def language_metrics(answers: list[Answer], scores: list[Score]) -> dict:

@@ -5,7 +5,7 @@ Writes models/base/base.json. The weights stay where they are (the hub's cache, 
 
 from pathlib import Path
 
-from stages import base_model, llama_cpp
+from stages import base_model, parity
 from stages.console import run_stage, summary
 from stages.outputs import new_folder, write_json
 from stages.params import load_params
@@ -14,8 +14,8 @@ from stages.params import load_params
 def main() -> None:
     model = load_params().model
     folder = base_model.fetch(model)
-    # Found here, and not after hours of training: a tokenizer that llama.cpp does not know cannot become a GGUF.
-    llama_cpp.check_tokenizer(folder)
+    # Found here, and not after hours of training: a tokenizer that llama.cpp does not know, or splits otherwise.
+    parity.check_before_training(folder)
     record = base_model.describe(model, folder)
     with new_folder(Path("models/base")) as output:
         write_json(output / base_model.RECORD, record)

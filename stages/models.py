@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from bitsandbytes.nn import Linear4bit
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from stages.console import Refusal
@@ -32,7 +33,7 @@ def load_base(folder: Path, quantization: Quantization, attention: str = "sdpa")
     No `prepare_model_for_kbit_training`: its upcast of norms, embeddings and head to float32 costs gigabytes and time
     and is not needed when everything else is bfloat16.
     """
-    return AutoModelForCausalLM.from_pretrained(
+    model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=getattr(torch, quantization.compute_dtype),
         quantization_config=quantization_config(quantization),
@@ -40,6 +41,12 @@ def load_base(folder: Path, quantization: Quantization, attention: str = "sdpa")
         attn_implementation=attention,
         trust_remote_code=False,
     )
+    for layer in model.modules():
+        if isinstance(layer, Linear4bit):
+            # On some CPUs bitsandbytes repacks the weights when it sees inference, and does not undo that when
+            # training goes on: after the first validation gradients would be wrong, and steps ten times slower.
+            layer.support_avx512bf16_for_cpu = False
+    return model
 
 
 def load_plain(folder: Path, dtype: torch.dtype) -> PreTrainedModel:

@@ -259,6 +259,7 @@ def run_metrics(trainer: Trainer, rows, steps, seconds: float, resumed: Path | N
     tokens = sum(len(rows["train"][row].input_ids) for row in seen)
     first_step = int(resumed.name.split("-")[1]) if resumed else 0
     done = sum(len(rows["train"][row].input_ids) for step in steps[first_step:] for pack in step for row in pack)
+    validating = sum(entry.get("eval_runtime", 0.0) for entry in history if entry["step"] > first_step)
     trainable, total = trainer.model.get_nb_trainable_parameters()
     if torch.cuda.is_available():
         peak = torch.cuda.max_memory_allocated()
@@ -272,7 +273,7 @@ def run_metrics(trainer: Trainer, rows, steps, seconds: float, resumed: Path | N
         "steps": len(steps),
         "rows": len(seen),
         "tokens": tokens,
-        "tokens_per_second": round(done / seconds, 1),
+        "tokens_per_second": round(done / (seconds - validating), 1),
         "seconds": round(seconds, 1),
         "peak_memory_gb": round(peak / 1e9, 2),
         "train_loss": round(sum(losses[-10:]) / len(losses[-10:]), 4),

@@ -1,0 +1,42 @@
+# make repro   sets everything up and runs the pipeline on params.yaml
+# make help    lists the rest
+
+SHELL := bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The stages run as `python -m stages.NAME`: this puts the environment's python first.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help setup llama.cpp repro test lint doctor clean
+
+help: ## list the targets
+	@grep -hE '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z.-]+):.*## /  make \1\t/' | expand -t 20
+
+setup: $(VENV)/installed llama.cpp ## make .venv from requirements.txt, and provide llama.cpp's tools
+
+$(VENV)/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] in ((3, 11), (3, 12)) else "error: $(PYTHON) is " \
+	  + sys.version.split()[0] + "; the pinned packages need Python 3.11 or 3.12: make setup PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	@touch $@
+
+llama.cpp: $(VENV)/installed ## llama.cpp's tools: found, or built once into a per-user cache
+	@python -m stages.llama_cpp_install
+
+repro: setup ## run the pipeline: what changed, and what depends on it
+	dvc repro
+
+test: setup ## the tests, on a tiny model; no GPU and no hub needed
+	pytest
+
+lint: $(VENV)/installed ## ruff: style and formatting
+	ruff check .
+	ruff format --check .
+
+doctor: $(VENV)/installed ## check this machine for the current params.yaml
+	@python -m stages.doctor
+
+clean: ## remove the environment; the pipeline's outputs and caches stay
+	rm -rf $(VENV)

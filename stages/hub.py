@@ -1,0 +1,59 @@
+"""The hub: a repository's files at one commit, or one sentence that says why they cannot be had."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from stages.console import Refusal
+
+Kind = Literal["model", "dataset"]
+SECTION = {"model": "model", "dataset": "data"}  # of params.yaml
+FIELD = {"model": "model.id", "dataset": "data.source"}
+NOUN = {"model": "model", "dataset": "data set"}
+
+
+def download(kind: Kind, name: str, revision: str, patterns: Sequence[str] | None = None) -> Path:
+    """The folder with the files (those that match `patterns`) of exactly this commit; from the cache if they are there.
+
+    Raises:
+        Refusal: as `explained`.
+    """
+    from huggingface_hub import snapshot_download
+
+    with explained(kind, name, revision):
+        return Path(snapshot_download(name, repo_type=kind, revision=revision, allow_patterns=patterns))
+
+
+@contextmanager
+def explained(kind: Kind, name: str, revision: str) -> Iterator[None]:
+    """Turn what goes wrong with the hub inside the block into a sentence.
+
+    Raises:
+        Refusal: if the repository or commit does not exist, a licence or token is missing, or the hub is unreachable.
+    """
+    import httpx
+    from huggingface_hub import errors
+
+    field, noun = FIELD[kind], NOUN[kind]
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise Refusal(
+            f"{field}: {name} is gated: accept its licence on the hub's page of the {noun}, then give a token of that "
+            "account in the environment variable HF_TOKEN (or run `hf auth login`)"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise Refusal(
+            f"{field}: the hub has no {noun} {name}, or it is private; check the spelling, or set HF_TOKEN"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise Refusal(f"{SECTION[kind]}.revision: the hub has no commit {revision} of {name}") from None
+    except (httpx.TransportError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        local = "a local folder" if kind == "model" else "a file under data/raw"
+        raise Refusal(
+            f"{field}: {name} at {revision} is not in the local cache and the hub cannot be reached; check the "
+            f"network, HF_ENDPOINT (a mirror) and HF_HUB_OFFLINE, or name {local} in {field}"
+        ) from None
+    except errors.HfHubHTTPError as error:
+        raise Refusal(f"{field}: the hub answered {error.response.status_code} for {name}; try again later") from None
