@@ -103,7 +103,7 @@ class Index:
         Raises:
             rows.Rejected: if it is a duplicate, or a training row whose group the test source holds.
         """
-        group = _digest(prepared["group"])
+        group = _digest(" ".join(prepared["group"].casefold().split()))
         for kind, key in _duplicate_keys(prepared, data):
             if key in self.seen:
                 raise rows.Rejected(kind)
@@ -232,7 +232,7 @@ def _group(row: dict, messages: chat.Messages, data: Data) -> str:
         value = row.get(data.columns.group)
         if value is None or value == "":
             raise rows.Rejected(f"{data.columns.group!r} is missing")
-        return str(value)
+        return rows.whole(str(value))
     if data.task == "text-to-sql":
         return row[data.columns.context].strip()
     return next(message["content"] for message in messages if message["role"] == "user").strip()

@@ -6,8 +6,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow
 import pyarrow.parquet as parquet
 
+from stages import hub
 from stages.chat import Messages
 from stages.console import Refusal
 from stages.params import Data
@@ -78,7 +80,8 @@ def split_text(text: str) -> Messages:
                 messages.append({"role": "system", "content": system[1].strip()})
                 question = question[system.end() :]
             messages.append({"role": "user", "content": question.strip()})
-            messages.append({"role": "assistant", "content": answer.strip()})
+            if answer.strip():  # nobody answered the last question of some conversations
+                messages.append({"role": "assistant", "content": answer.strip()})
     elif "### Human:" in text:
         parts = re.split(r"### (Human|Assistant):", text)
         roles = {"Human": "user", "Assistant": "assistant"}
@@ -89,6 +92,19 @@ def split_text(text: str) -> Messages:
     else:
         raise Rejected("the text has neither [INST] nor ### Human:")
     return _messages(messages)
+
+
+def whole(text: str) -> str:
+    """`text` itself.
+
+    Raises:
+        Rejected: if it holds half a character, which JSON's escapes can write and nothing else can.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise Rejected("a character is cut in half (an unpaired surrogate)") from None
+    return text
 
 
 def _needed_columns(data: Data) -> list[str]:
@@ -106,7 +122,7 @@ def _text(row: dict, column: str) -> str:
         raise Rejected(f"{column!r} is {'missing' if value is None else 'not text'}")
     if not value.strip():
         raise Rejected(f"{column!r} is empty")
-    return value.strip()
+    return whole(value.strip())
 
 
 def _messages(value: object) -> Messages:
@@ -119,7 +135,7 @@ def _messages(value: object) -> Messages:
             raise Rejected(f"a message needs role ({', '.join(sorted(ROLES))}) and content, not {str(message)[:80]}")
         if not content.strip():
             raise Rejected(f"an empty {role} message")
-        messages.append({"role": role, "content": content})
+        messages.append({"role": role, "content": whole(content.strip())})
     while messages and messages[-1]["role"] != "assistant":
         messages.pop()  # a question at the end that nobody answered teaches nothing
     turns = [message["role"] for message in messages if message["role"] != "system"]
@@ -139,7 +155,7 @@ def _read_file(path: Path) -> Iterator[dict]:
         try:
             for batch in parquet.ParquetFile(path).iter_batches(1000):
                 yield from batch.to_pylist()
-        except parquet.core.ArrowException as error:
+        except pyarrow.ArrowException as error:
             raise Refusal(f"{path}: not a Parquet file ({error})") from None
         return
     with path.open(encoding="utf-8-sig", newline="") as file:
@@ -169,18 +185,12 @@ def _json_object(path: Path, number: int, line: str) -> dict:
 
 def _read_hub(name: str, data: Data) -> Iterator[dict]:
     from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError
 
+    # As files of one commit: what load_dataset finds by name when the hub is away may be another commit's.
+    folder = hub.download("dataset", name, data.revision)
     try:
-        yield from load_dataset(name, revision=data.revision, split=data.split)
-    except DatasetNotFoundError:
-        raise Refusal(
-            f"data.source: the hub has no data set {name} at {data.revision}, or it is gated; check the spelling, "
-            "or set HF_TOKEN"
-        ) from None
-    except (ConnectionError, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
+        yield from load_dataset(str(folder), split=data.split)
+    except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise Refusal(f"data.source: {name} is not in the local cache and the hub cannot be reached") from None
-    except ValueError as error:
         raise Refusal(f"data.source: {name}: {error}") from None

@@ -85,8 +85,21 @@ class Workspace:
 
     def run(self, stage: str, *args: str, **environment: str) -> subprocess.CompletedProcess:
         """Run `python -m stages.STAGE` here, with changes to the environment, and return what it printed."""
-        command = [sys.executable, "-m", f"stages.{stage}", *args]
+        return self.python("-m", f"stages.{stage}", *args, **environment)
+
+    def python(self, *args: str, **environment: str) -> subprocess.CompletedProcess:
+        """Run this Python here, with changes to the environment, and return what it printed."""
+        command = [sys.executable, *args]
         return subprocess.run(command, cwd=self.path, env=os.environ | environment, capture_output=True, text=True)
+
+
+def refused(done: subprocess.CompletedProcess) -> str:
+    """The one sentence of a stage that did not go on."""
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    _, error, sentence = done.stderr.rpartition("error: ")
+    assert error, done.stderr
+    return sentence.strip()
 
 
 @pytest.fixture

@@ -1,0 +1,169 @@
+"""Where the base model comes from: a folder, or a hub (one on the loopback interface), and what is refused."""
+
+import json
+import shutil
+import time
+
+import pytest
+from conftest import refused
+from fake_hub import COMMIT, fake_hub
+
+from stages import base_model
+from stages.console import Refusal
+from stages.outputs import write_json
+from stages.params import Model
+
+NAME = "org/tiny"
+NOWHERE = "http://127.0.0.1:9"  # nobody listens on the discard port
+
+
+@pytest.fixture
+def environment(tmp_path):
+    """The environment of a stage that asks `address` as its hub, with an empty cache and no token."""
+    return lambda address: {
+        "HF_ENDPOINT": address,
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_OFFLINE": "",
+        "HF_TOKEN": "",
+    }
+
+
+def record_of(workspace) -> dict:
+    return json.loads((workspace.path / "models/base/base.json").read_text())
+
+
+# A local folder
+
+
+def test_the_record_follows_the_content(tmp_path, tiny_model):
+    folder = tmp_path / "tiny"
+    shutil.copytree(tiny_model, folder)
+    model = Model(id=str(folder))
+    before = base_model.describe(model, folder)
+    assert (before["id"], before["revision"]) == (str(folder), None)
+    assert {n: file["size"] for n, file in before["files"].items()} == {
+        p.name: p.stat().st_size for p in folder.iterdir()
+    }
+    assert base_model.describe(model, folder) == before
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    after = base_model.describe(model, folder)
+    assert [name for name in before["files"] if before["files"][name] != after["files"][name]] == [weights.name]
+
+
+def test_a_folder_that_was_changed_since_is_refused(tmp_path, tiny_model):
+    folder = tmp_path / "tiny"
+    shutil.copytree(tiny_model, folder)
+    model = Model(id=str(folder))
+    write_json(tmp_path / "base" / base_model.RECORD, base_model.describe(model, folder))
+    assert base_model.locate(tmp_path / "base") == folder
+    (folder / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(Refusal, match=r"tokenizer_config\.json has 2 bytes where .* recorded \d+.*--force fetch-base"):
+        base_model.locate(tmp_path / "base")
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(Refusal, match=r"tokenizer_config\.json has no bytes"):
+        base_model.locate(tmp_path / "base")
+
+
+def test_no_such_folder(tmp_path):
+    with pytest.raises(Refusal, match=r"there is no folder .*missing"):
+        base_model.fetch(Model(id=str(tmp_path / "missing")))
+
+
+def test_a_folder_without_config(tmp_path):
+    with pytest.raises(Refusal, match=r"has no config\.json"):
+        base_model.fetch(Model(id=str(tmp_path)))
+
+
+def test_pickled_weights_are_refused(workspace):
+    (workspace.path / "tiny/model.safetensors").rename(workspace.path / "tiny/pytorch_model.bin")
+    assert "has no .safetensors file; pickled weights (.bin, .pt) are refused" in refused(workspace.run("fetch_base"))
+    assert not (workspace.path / "models").exists()
+
+
+# The hub
+
+
+def test_a_hub_model_is_fetched_once_and_then_needs_no_hub(workspace, tiny_model, environment):
+    (workspace.path / "tiny/pytorch_model.bin").write_bytes(b"a pickle")
+    workspace.set({"model.id": NAME, "model.revision": COMMIT})
+    with fake_hub(workspace.path / "tiny", NAME) as (address, asked):
+        done = workspace.run("fetch_base", **environment(address))
+    assert done.returncode == 0, done.stderr
+    assert not [path for path in asked if path.endswith(".bin")]
+    record = record_of(workspace)
+    assert (record["id"], record["revision"]) == (NAME, COMMIT)
+    assert record["files"].keys() == {path.name for path in tiny_model.iterdir()}
+    locate = "from stages import base_model; from pathlib import Path; base_model.locate(Path('models/base'))"
+    done = workspace.python("-c", locate, **environment(NOWHERE))
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_unreachable_hub_is_said_at_once(workspace, environment):
+    workspace.set({"model.id": NAME, "model.revision": COMMIT})
+    begin = time.monotonic()
+    sentence = refused(workspace.run("fetch_base", **environment(NOWHERE)))
+    assert time.monotonic() - begin < 15
+    assert f"{NAME} at {COMMIT} is not in the local cache and the hub cannot be reached" in sentence
+
+
+def test_a_gated_model_says_where_to_accept_and_what_to_set(workspace, tiny_model, environment):
+    workspace.set({"model.id": NAME, "model.revision": COMMIT})
+    with fake_hub(tiny_model, NAME, gated=True) as (address, asked):
+        sentence = refused(workspace.run("fetch_base", **environment(address)))
+    assert asked
+    assert sentence.startswith(f"model.id: {NAME} is gated: accept its licence")
+    assert "HF_TOKEN" in sentence
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"model.id": "org/tyni", "model.revision": COMMIT}, "model.id: the hub has no model org/tyni"),
+        ({"model.id": NAME, "model.revision": "f" * 40}, f"model.revision: the hub has no commit {'f' * 40} of {NAME}"),
+    ],
+)
+def test_what_the_hub_does_not_have_is_named(workspace, tiny_model, environment, changes, sentence):
+    workspace.set(changes)
+    with fake_hub(tiny_model, NAME) as (address, _):
+        assert sentence in refused(workspace.run("fetch_base", **environment(address)))
+
+
+def test_a_model_of_pickles_is_refused_before_they_are_fetched(workspace, environment):
+    (workspace.path / "tiny/model.safetensors").rename(workspace.path / "tiny/pytorch_model.bin")
+    workspace.set({"model.id": NAME, "model.revision": COMMIT})
+    with fake_hub(workspace.path / "tiny", NAME) as (address, asked):
+        sentence = refused(workspace.run("fetch_base", **environment(address)))
+    assert f"{NAME} has no .safetensors file; pickled weights" in sentence
+    assert not [path for path in asked if "/resolve/" in path and path.endswith(".bin")]
+
+
+READ = """
+from stages import rows
+from stages.console import run_stage
+from stages.params import load_params
+data = load_params().data
+run_stage(lambda: print(*rows.read(data.source, data), sep="\\n"))
+"""
+
+
+def test_a_hub_data_set_is_fetched_at_its_commit_and_then_needs_no_hub(workspace, environment):
+    folder = workspace.path / "dataset"
+    folder.mkdir()
+    rows = [{"question": f"q{i}", "context": "c", "answer": "a", "schema": "s"} for i in range(3)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    workspace.set({"data.source": "org/rows", "data.revision": COMMIT})
+    with fake_hub(folder, "org/rows") as (address, _):
+        online = workspace.python("-c", READ, **environment(address))
+    offline = workspace.python("-c", READ, **environment(NOWHERE))
+    assert online.stdout == offline.stdout == "".join(f"{row}\n" for row in rows), online.stderr + offline.stderr
+
+
+def test_an_unreachable_data_set_is_said_at_once(workspace, environment):
+    workspace.set({"data.source": "org/rows", "data.revision": COMMIT})
+    begin = time.monotonic()
+    sentence = refused(workspace.python("-c", READ, **environment(NOWHERE)))
+    assert time.monotonic() - begin < 30
+    assert f"data.source: org/rows at {COMMIT} is not in the local cache and the hub cannot be reached" in sentence

@@ -1,0 +1,122 @@
+"""Packs: every row is seen as often as promised, and rows of one pack do not see each other."""
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AutoModelForCausalLM
+
+from stages import packed_attention, packing
+from stages.chat import IGNORED, Encoded
+
+lengths = st.lists(st.integers(1, 60), min_size=1, max_size=50)
+
+
+def rows_of(step: list[list[int]]) -> list[int]:
+    return [row for pack in step for row in pack]
+
+
+@settings(deadline=None, max_examples=60)
+@given(lengths, st.integers(1, 20), st.integers(60, 200), st.integers(1, 3), st.integers(0, 9))
+def test_a_plan_keeps_its_promises(lengths, batch_size, pack_tokens, epochs, seed):
+    steps = packing.plan(lengths, batch_size, pack_tokens, epochs, None, seed)
+    a_pass = -(-len(lengths) // batch_size)
+    assert len(steps) == epochs * a_pass
+    for epoch in range(epochs):
+        of_epoch = steps[epoch * a_pass :][:a_pass]
+        assert Counter(row for step in of_epoch for row in rows_of(step)) == Counter(range(len(lengths)))
+    sizes = [len(rows_of(step)) for step in steps]
+    assert max(sizes) <= batch_size
+    assert max(sizes) - min(sizes) <= 1
+    assert len({len(step) for step in steps}) == 1
+    assert max(sum(lengths[row] for row in pack) for step in steps for pack in step) <= pack_tokens
+    assert steps == packing.plan(lengths, batch_size, pack_tokens, epochs, None, seed)
+
+
+@settings(deadline=None, max_examples=60)
+@given(lengths, st.integers(1, 20), st.integers(60, 200), st.integers(60, 200))
+def test_the_size_of_packs_does_not_change_what_a_step_sees(lengths, batch_size, small, large):
+    one = packing.plan(lengths, batch_size, small, 1, None, 0)
+    other = packing.plan(lengths, batch_size, large, 1, None, 0)
+    assert [sorted(rows_of(step)) for step in one] == [sorted(rows_of(step)) for step in other]
+
+
+def test_epochs_differ_in_order_and_seeds_differ():
+    steps = packing.plan([1] * 40, 4, 40, 2, None, 0)
+    assert steps[:10] != steps[10:]
+    assert steps != packing.plan([1] * 40, 4, 40, 2, None, 1)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "max_steps", "steps"), [(0.5, None, 5), (1.5, None, 15), (0.01, None, 1), (3, 7, 7), (1, 70, 10)]
+)
+def test_parts_of_an_epoch(epochs, max_steps, steps):
+    plan = packing.plan([3] * 40, 4, 100, epochs, max_steps, 0)
+    assert len(plan) == steps
+    assert max(Counter(row for step in plan for row in rows_of(step)).values()) == -(-steps // 10)
+
+
+@settings(deadline=None, max_examples=60)
+@given(lengths, st.integers(60, 200))
+def test_packs_of_the_evaluation_hold_each_row_once(lengths, pack_tokens):
+    packs = packing.pack_evaluation(lengths, pack_tokens)
+    assert sorted(row for pack in packs for row in pack) == list(range(len(lengths)))
+    assert all(pack and sum(lengths[row] for row in pack) <= pack_tokens for pack in packs)
+
+
+def test_a_pack_is_its_rows_behind_one_another():
+    encoded = [Encoded([1, 2, 3], [IGNORED, 2, 3]), Encoded([4, 5], [IGNORED, 5])]
+    dataset = packing.pack_dataset([[1, 0], []], encoded, pad_token_id=9)
+    assert dataset[0] == {
+        "input_ids": [4, 5, 1, 2, 3],
+        "labels": [IGNORED, 5, IGNORED, 2, 3],
+        "seq_lengths": [2, 3],
+    }
+    assert dataset[1] == {"input_ids": [9], "labels": [IGNORED], "seq_lengths": [1]}
+
+
+# What the model computes
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[Encoded]:
+    generator = torch.Generator().manual_seed(0)
+    ids = [torch.randint(0, 49_000, (length,), generator=generator).tolist() for length in (7, 1, 19, 12)]
+    return [Encoded(row, row) for row in ids]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", packed_attention.NAME])
+def test_packed_logits_are_those_of_each_row_alone(tiny_model, rows, attention):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32, attn_implementation=attention).eval()
+    alone = [model(torch.tensor([row.input_ids])).logits[0] for row in rows]
+    pack = packing.pack_tensors(rows, torch.device("cpu"))
+    if attention == packed_attention.NAME:  # told by trl's collator where rows begin
+        ends = torch.tensor([0, *(len(row.input_ids) for row in rows)]).cumsum(0).int()
+        pack |= {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": 19, "max_length_k": 19}
+    with torch.inference_mode():
+        packed = model(**pack).logits[0]
+    torch.testing.assert_close(packed, torch.cat(alone).detach(), atol=1e-5, rtol=0)
+    assert torch.cat(alone).std() > 0.1  # so that 1e-5 says something
+
+
+@pytest.mark.parametrize("key_heads", [4, 2, 1])
+@pytest.mark.parametrize("lengths", [[9], [4, 1, 6]])
+def test_packed_attention_is_attention_with_a_mask(key_heads, lengths):
+    torch.manual_seed(0)
+    tokens = sum(lengths)
+    query = torch.randn(1, 4, tokens, 8, requires_grad=True)
+    key, value = torch.randn(2, 1, key_heads, tokens, 8)
+    ends = torch.tensor([0, *lengths]).cumsum(0)
+    row = torch.arange(tokens).unsqueeze(1) >= ends[1:]
+    same_row = row.sum(1).unsqueeze(1) == row.sum(1)
+    mask = same_row & torch.ones(tokens, tokens, dtype=torch.bool).tril()
+    expected = scaled_dot_product_attention(query, key, value, mask, scale=0.3, enable_gqa=True).transpose(1, 2)
+    got, weights = packed_attention.packed_sdpa(None, query, key, value, None, scaling=0.3, cu_seq_lens_q=ends)
+    assert weights is None
+    torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-5)
+    (gradient,) = torch.autograd.grad(got.square().sum(), query)
+    (expected_gradient,) = torch.autograd.grad(expected.square().sum(), query)
+    torch.testing.assert_close(gradient, expected_gradient, atol=1e-5, rtol=1e-4)

@@ -1,0 +1,272 @@
+"""prepare-dataset on real rows and a real tokenizer: what is kept, dropped and counted, and how it is split."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import refused
+
+from stages import base_model, chat, prepare_dataset
+from stages.console import Refusal
+from stages.outputs import write_json
+from stages.params import Model, load_params
+
+SPLITS = ("train", "validation", "test")
+ALL_ROWS = {"data.train_rows": None, "data.validation_rows": None, "data.test_rows": None}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    splits: dict[str, list[dict]]
+    rejected: list[dict]
+    report: dict
+
+    @property
+    def reasons(self) -> Counter:
+        return Counter(row["reason"] for row in self.rejected)
+
+    @property
+    def rows(self) -> list[dict]:
+        return [row for split in SPLITS for row in self.splits[split]]
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture
+def prepare(workspace, monkeypatch):
+    """A function that runs the stage in this process, on `rows` (the built-in ones by default) and changed params."""
+    monkeypatch.chdir(workspace.path)
+    write_json(Path("models/base/base.json"), base_model.describe(Model(id="./tiny"), Path("tiny")))
+
+    def prepare(rows: list[dict] | None = None, changes: dict | None = None, test_rows=()) -> Prepared:
+        if rows is not None:
+            Path("data/raw/text2sql.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        if test_rows:
+            Path("data/raw/test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in test_rows))
+        workspace.set(ALL_ROWS | (changes or {}))
+        prepare_dataset.main()
+        output = Path("data/prepared")
+        assert {path.name for path in output.iterdir()} == {
+            *(f"{s}.jsonl" for s in SPLITS),
+            "rejected.jsonl",
+            "report.json",
+        }
+        return Prepared(
+            {split: read_jsonl(output / f"{split}.jsonl") for split in SPLITS},
+            read_jsonl(output / "rejected.jsonl"),
+            json.loads((output / "report.json").read_text()),
+        )
+
+    return prepare
+
+
+def sql_rows(groups: int, per_group: int = 1) -> list[dict]:
+    """Rows that no near-duplicate rule confuses: each has a word of its own."""
+    names = ["".join(chr(97 + int(digit)) for digit in f"{n:04d}") for n in range(groups * per_group)]
+    return [
+        {"question": f"Count {name}", "context": f"CREATE TABLE t (x{n % groups:03d} INT)", "answer": f"SELECT {name}",
+         "schema": f"g{n % groups}"}
+        for n, name in enumerate(names)
+    ]  # fmt: skip
+
+
+# What every run promises
+
+
+def test_no_row_gets_lost_and_the_counts_are_right(prepare):
+    source = read_jsonl(Path("data/raw/text2sql.jsonl"))
+    prepared = prepare(changes={"data.train_rows": 10, "train.max_length": 110})
+    ids = [row["id"] for row in [*prepared.rows, *prepared.rejected]]
+    assert sorted(ids) == sorted(f"text2sql.jsonl:{n}" for n in range(1, len(source) + 1))
+    assert prepared.report["rows"] == {s: len(prepared.splits[s]) for s in SPLITS} | {"rejected": prepared.reasons}
+    assert prepared.reasons["beyond data.train_rows"] > 0
+    assert prepared.reasons["longer than train.max_length"] > 0
+    assert len(prepared.splits["train"]) == 10
+    for row in prepared.rows:
+        original = source[int(row["id"].split(":")[1]) - 1]
+        assert {name: row[name] for name in ("question", "context", "answer")} == {
+            name: original[name].strip() for name in ("question", "context", "answer")
+        }
+
+
+def test_tokens_are_those_of_the_template(prepare):
+    prepared = prepare()
+    tokenizer = chat.load_tokenizer(Path("tiny"))
+    for split in SPLITS:
+        total = supervised = 0
+        for row in prepared.splits[split]:
+            ids = tokenizer.apply_chat_template(row["messages"], return_dict=False)
+            assert tokenizer.decode(ids[-2:]) == "<|im_end|>\n"  # the line break is not learned, and not counted
+            assert row["tokens"] == len(ids) - 1
+            answer = tokenizer(row["answer"], add_special_tokens=False)["input_ids"]
+            assert row["supervised"] == len(answer) + 1  # and the stop token
+            total, supervised = total + row["tokens"], supervised + row["supervised"]
+        report = prepared.report["tokens"][split]
+        assert (report["total"], report["supervised"]) == (total, supervised)
+        assert report["max"] == max(row["tokens"] for row in prepared.splits[split])
+        assert report["truncated_share"] == 0
+
+
+def test_a_group_stands_in_one_split(prepare):
+    prepared = prepare()
+    groups = {split: {row["group"] for row in prepared.splits[split]} for split in SPLITS}
+    assert all(groups.values())
+    assert sum(map(len, groups.values())) == len(set.union(*groups.values()))
+    assert prepared.report["groups"] == {split: len(groups[split]) for split in SPLITS}
+    assert {row["group"] for row in prepared.rows} <= {
+        row["schema"] for row in read_jsonl(Path("data/raw/text2sql.jsonl"))
+    }
+
+
+def test_without_a_group_column_the_schema_decides_whatever_its_white_space(prepare):
+    rows = sql_rows(groups=12, per_group=4)
+    for row in rows[:24]:  # half of each group
+        row["context"] = "  " + row["context"].replace(" (", "\n  (").lower() + "\n"
+    prepared = prepare(rows, {"data.columns.group": None, "data.test_fraction": 0.4})
+    assert len(prepared.rows) == len(rows)
+    tables = {split: {row["context"].split()[-2] for row in prepared.splits[split]} for split in SPLITS}
+    assert sum(map(len, tables.values())) == 12
+
+
+def test_a_seed_gives_the_same_rows_and_another_seed_others(prepare):
+    first, again = prepare(), prepare()
+    assert first == again
+    assert prepare(changes={"data.seed": 1}).splits["test"] != first.splits["test"]
+
+
+def test_chat_rows_keep_their_turns_and_their_first_question_groups_them(prepare):
+    def conversation(n: int, first: str) -> dict:
+        word = "".join(chr(97 + int(digit)) for digit in f"{n:04d}")
+        turns = ["user", "assistant", "user", "assistant"]
+        texts = [first, f"answer {word}", f"and {word}?", f"more {word}"]
+        return {"messages": [{"role": r, "content": c} for r, c in zip(turns, texts, strict=True)]}
+
+    firsts = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
+    rows = [conversation(n, firsts[n % 10]) for n in range(40)]
+    changes = {"data.task": "chat", "data.columns.group": None, "data.system_prompt": None}
+    prepared = prepare(rows, changes)
+    assert len(prepared.rows) == 40
+    assert sorted(str(row["messages"]) for row in prepared.rows) == sorted(str(row["messages"]) for row in rows)
+    seen = {split: {row["messages"][0]["content"] for row in prepared.splits[split]} for split in SPLITS}
+    assert sum(map(len, seen.values())) == 10
+
+
+# Duplicates
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({}, "duplicate"),
+        ({"question": "  Count aaaa "}, "duplicate"),
+        ({"question": "count AAAA?"}, "near duplicate"),
+        ({"question": "aaaa, count!"}, "near duplicate"),
+        ({"answer": "select AAAA;"}, "near duplicate"),
+        ({"question": "Count aaaa 12", "answer": "SELECT aaaa 12"}, None),
+        ({"question": "Count zzzz"}, None),
+        ({"answer": "SELECT zzzz"}, None),
+        ({"schema": "g5", "question": "count AAAA?"}, None),  # another schema's question
+    ],
+)
+def test_what_counts_as_a_duplicate(prepare, changed, reason):
+    rows = sql_rows(groups=10)
+    prepared = prepare([*rows, rows[0] | changed])
+    assert prepared.rejected == ([{"id": "text2sql.jsonl:11", "reason": reason}] if reason else [])
+
+
+def test_numbers_and_literals_make_near_duplicates_which_can_be_kept(prepare):
+    rows = sql_rows(groups=10)
+    rows += [
+        rows[0] | {"question": f"older than {n} from x", "answer": f"SELECT a FROM t WHERE b > {n} AND c = 'v{n}'"}
+        for n in (20, 30.5)
+    ]
+    assert prepare(rows).reasons == {"near duplicate": 1}
+    assert prepare(rows, {"data.near_duplicates": "keep"}).rejected == []
+    assert prepare([*rows, rows[0]], {"data.near_duplicates": "keep"}).reasons == {"duplicate": 1}
+
+
+def test_training_gives_way_to_a_file_of_test_rows(prepare):
+    rows = sql_rows(groups=10, per_group=2)
+    test_rows = [rows[0], rows[1] | {"question": "Another one"}]
+    prepared = prepare(rows, {"data.test_source": "data/raw/test.jsonl"}, test_rows)
+    assert [row["id"] for row in prepared.splits["test"]] == ["test.jsonl:1", "test.jsonl:2"]
+    assert not {"g0", "g1"} & {row["group"] for s in ("train", "validation") for row in prepared.splits[s]}
+    assert prepared.reasons == {"duplicate": 1, "its group stands in data.test_source": 3}
+    assert len(prepared.splits["train"]) + len(prepared.splits["validation"]) == 16
+
+
+# Rows that cannot be used
+
+
+def test_each_bad_row_is_dropped_with_its_reason(prepare):
+    rows = sql_rows(groups=10)
+    good = rows[0]
+    bad = {
+        "'answer' is empty": good | {"answer": " "},
+        "'question' is not text": good | {"question": 3},
+        "'context' is missing": {name: value for name, value in good.items() if name != "context"},
+        "'schema' is missing": good | {"schema": None, "question": "Who?"},
+        "longer than train.max_length": good | {"question": "word " * 400},
+        "a character is cut in half (an unpaired surrogate)": good | {"question": "\ud83d"},
+    }
+    prepared = prepare([*rows, *bad.values()])
+    assert {row["reason"]: row["id"] for row in prepared.rejected} == {
+        reason: f"text2sql.jsonl:{n}" for n, reason in enumerate(bad, 11)
+    }
+    assert len(prepared.rows) == 10
+
+
+def test_an_overlong_row_can_be_truncated(prepare):
+    rows = sql_rows(groups=10)
+    rows += [
+        rows[0] | {"question": "long answer", "answer": "SELECT " + "a, " * 300},
+        rows[0] | {"question": "word " * 400},
+    ]
+    prepared = prepare(rows, {"data.overlong": "truncate", "train.max_length": 200})
+    (row,) = (row for row in prepared.rows if row["question"] == "long answer")
+    assert row["tokens"] > 200
+    tokenizer = chat.load_tokenizer(Path("tiny"))
+    prompt = len(chat.encode_prompt(tokenizer, row["messages"][:-1]))
+    assert row["supervised"] == 200 - prompt
+    assert prepared.reasons == {"truncated to train.max_length, nothing of the answer is left": 1}
+    (split,) = (split for split in SPLITS if row in prepared.splits[split])
+    report = prepared.report["tokens"][split]
+    assert report["truncated_share"] == pytest.approx(1 / len(prepared.splits[split]), abs=1e-4)
+    assert report["total"] == sum(min(r["tokens"], 200) for r in prepared.splits[split])
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes", "sentence"),
+    [
+        (sql_rows(4), {"train.max_length": 16}, r"every row was dropped \(4 rows: longer than train\.max_length\)"),
+        (sql_rows(4), {"data.validation_fraction": 0.01}, r"no row is left for validation: 4 groups were split by"),
+        (sql_rows(1, 9), {}, r"no row is left for validation and test: 1 groups .*\(data\.columns\.group\)"),
+        ([], {}, r"text2sql\.jsonl: is empty"),
+        (sql_rows(4), {"data.columns.answer": "sql"}, r"has no column 'sql'; it has 'question', 'context'"),
+    ],
+)
+def test_what_leaves_a_split_empty_is_refused(prepare, rows, changes, sentence):
+    with pytest.raises(Refusal, match=sentence):
+        prepare(rows, changes)
+    assert not Path("data/prepared").exists()
+    assert not list(Path("data").glob(".*"))
+
+
+def test_a_refusal_leaves_what_was_there(prepare):
+    before = prepare()
+    with pytest.raises(Refusal):
+        prepare([])
+    assert read_jsonl(Path("data/prepared/train.jsonl")) == before.splits["train"]
+
+
+def test_from_the_command_line_it_is_a_sentence_and_a_status(workspace):
+    lines = (workspace.path / "data/raw/text2sql.jsonl").read_text().splitlines()
+    (workspace.path / "data/raw/text2sql.jsonl").write_text("\n".join([*lines[:6], "{broken", *lines[6:]]))
+    params = load_params(workspace.path / "params.yaml")
+    write_json(workspace.path / "models/base/base.json", base_model.describe(params.model, workspace.path / "tiny"))
+    sentence = refused(workspace.run("prepare_dataset"))
+    assert sentence.startswith("data/raw/text2sql.jsonl, line 7: not JSON (")

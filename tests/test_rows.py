@@ -1,0 +1,208 @@
+"""Rows as people have them: every format gives the same rows, and what cannot be read is named."""
+
+import csv
+import json
+import re
+
+import pyarrow
+import pyarrow.parquet as parquet
+import pytest
+
+from stages import rows
+from stages.console import Refusal
+from stages.params import Data
+
+SQL = Data(source="data/raw/rows.jsonl", task="text-to-sql", user_prompt="{context} | {question}")
+CHAT = Data(source="data/raw/rows.jsonl", task="chat")
+TEXT = CHAT.model_copy(update={"columns": CHAT.columns.model_copy(update={"text": "text"})})
+ROWS = [
+    {
+        "question": 'Naïve "quoted", with\na line break — 日本',
+        "context": "CREATE TABLE t (a INT)",
+        "answer": "SELECT a",
+    },
+    {"question": "Zweite, mit ; und \t", "context": "CREATE TABLE u (b INT)", "answer": "SELECT b FROM u"},
+]
+
+
+@pytest.fixture(autouse=True)
+def raw(tmp_path, monkeypatch):
+    """An empty data/raw in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "data/raw"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def user(text: str) -> dict:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> dict:
+    return {"role": "assistant", "content": text}
+
+
+# Files
+
+
+def test_jsonl_csv_and_parquet_give_the_same_rows(raw):
+    (raw / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    with (raw / "rows.csv").open("w", newline="", encoding="utf-8-sig") as file:  # as Excel writes it
+        writer = csv.DictWriter(file, ROWS[0])
+        writer.writeheader()
+        writer.writerows(ROWS)
+    parquet.write_table(pyarrow.Table.from_pylist(ROWS), raw / "rows.parquet")
+    for name in ("rows.jsonl", "rows.csv", "rows.parquet"):
+        assert list(rows.read(f"data/raw/{name}", SQL)) == ROWS, name
+
+
+def test_parquet_keeps_the_messages_of_a_chat(raw):
+    messages = [user("a"), assistant("b")]
+    parquet.write_table(pyarrow.Table.from_pylist([{"messages": messages}]), raw / "rows.parquet")
+    (row,) = rows.read("data/raw/rows.parquet", CHAT)
+    assert rows.conversation(row, CHAT) == messages
+
+
+GOOD = json.dumps(ROWS[0]) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("rows.jsonl", None, r"rows\.jsonl is missing; put the file there"),
+        ("rows.jsonl", b"", r"rows\.jsonl: is empty"),
+        ("rows.jsonl", b"\n \n", r"rows\.jsonl: is empty"),
+        ("rows.csv", b"question,context,answer\n", r"rows\.csv: is empty"),
+        ("rows.jsonl", GOOD.encode() * 6 + b"{'a': 1}\n", r"rows\.jsonl, line 7: not JSON \(.* at column 2\)"),
+        ("rows.jsonl", GOOD.encode() * 6 + b'["a"]\n', r"rows\.jsonl, line 7: must be a JSON object .*, not list"),
+        ("rows.jsonl", b'{"question": "Caf\xe9"}\n', r"rows\.jsonl: not UTF-8"),
+        ("rows.csv", b"a,b\nCaf\xe9,1\n", r"rows\.csv: not UTF-8"),
+        ("rows.csv", b'question,context,answer\n"a"b,c,d\n', r"rows\.csv: not CSV"),
+        ("rows.parquet", b"no parquet", r"rows\.parquet: not a Parquet file"),
+        ("rows.json", b"[]", r"rows\.json: must end in \.jsonl, \.csv, \.parquet"),
+        (
+            "rows.jsonl",
+            b'{"q": "", "context": ""}\n',
+            r"no column 'question', 'answer'; it has 'q', 'context'",
+        ),
+        ("rows.csv", b"q;context\n1;2\n", r"has no column .*; it has 'q;context'"),
+    ],
+)
+def test_a_bad_file_is_one_sentence(raw, name, content, sentence):
+    if content is not None:
+        (raw / name).write_bytes(content)
+    with pytest.raises(Refusal, match=sentence) as refusal:
+        list(rows.read(f"data/raw/{name}", SQL))
+    assert "\n" not in str(refusal.value)
+
+
+# Text-to-SQL
+
+
+def test_columns_are_mapped():
+    columns = {"question": "utterance", "context": "ddl", "answer": "sql"}
+    data = SQL.model_copy(update={"columns": SQL.columns.model_copy(update=columns)})
+    row = {"utterance": " How many? ", "ddl": "CREATE TABLE t (a INT)", "sql": "SELECT 1\n", "question": "no"}
+    assert rows.conversation(row, data) == [user("CREATE TABLE t (a INT) | How many?"), assistant("SELECT 1")]
+
+
+def test_the_system_prompt_comes_first():
+    data = SQL.model_copy(update={"system_prompt": "Answer in SQL."})
+    assert rows.conversation(ROWS[1], data)[0] == {"role": "system", "content": "Answer in SQL."}
+    chat = CHAT.model_copy(update={"system_prompt": "Be brief."})
+    own = {"role": "system", "content": "Be long."}
+    assert rows.conversation({"messages": [own, user("a"), assistant("b")]}, chat)[0] == own
+
+
+def test_what_stands_in_a_value_is_not_a_place_to_fill_in():
+    row = {"question": "What is {answer} in {context}?", "context": "t({question})", "answer": "{context}"}
+    messages = rows.conversation(row, SQL)
+    assert messages[0]["content"].endswith("| What is {answer} in {context}?")
+    assert messages[1]["content"] == "{context}"
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (None, "'answer' is missing"),
+        (7, "'answer' is not text"),
+        ("  ", "'answer' is empty"),
+        ("\ud83d", "half"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_named(value, reason):
+    with pytest.raises(rows.Rejected, match=reason):
+        rows.conversation(ROWS[0] | {"answer": value}, SQL)
+
+
+# Conversations
+
+
+@pytest.mark.parametrize(
+    ("text", "messages"),
+    [
+        ("### Human: a### Assistant: b", [user("a"), assistant("b")]),
+        (
+            "### Human: a\n### Assistant: b\n### Human: c\n### Assistant: d",
+            [user("a"), assistant("b"), user("c"), assistant("d")],
+        ),
+        ("### Human: a### Assistant: b### Human: and?", [user("a"), assistant("b")]),
+        ("### Human: a\n\n# Title\n### Part### Assistant: b", [user("a\n\n# Title\n### Part"), assistant("b")]),
+        ("<s>[INST] a [/INST] b </s>", [user("a"), assistant("b")]),
+        ("<s>[INST] a [/INST] b </s><s>[INST] c [/INST]", [user("a"), assistant("b")]),
+        (
+            "<s>[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\na [/INST] b </s><s>[INST] c [/INST] d </s>",
+            [{"role": "system", "content": "Be kind."}, user("a"), assistant("b"), user("c"), assistant("d")],
+        ),
+    ],
+)
+def test_flattened_conversations_are_taken_apart(text, messages):
+    assert rows.conversation({"text": text}, TEXT) == messages
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("Hello", r"neither \[INST\] nor ### Human:"),
+        ("[INST] a", r"an \[INST\] without \[/INST\]"),
+        ("### Human: a### Human: b### Assistant: c", "do not alternate"),
+        ("### Assistant: a", "neither"),
+        ("### Human: a### Assistant: ", "an empty assistant message"),
+        ("### Human: a", "no assistant message"),
+    ],
+)
+def test_a_text_that_is_no_conversation_is_rejected(text, reason):
+    with pytest.raises(rows.Rejected, match=reason):
+        rows.conversation({"text": text}, TEXT)
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        (None, "not a list of messages"),
+        ("[]", "not a list of messages"),
+        ([], "not a list of messages"),
+        (["a"], "a message needs role"),
+        ([{"role": "tool", "content": "x"}], r"a message needs role \(assistant, system, user\)"),
+        ([user("a"), assistant(None)], "a message needs role"),
+        ([user(" "), assistant("b")], "an empty user message"),
+        ([assistant("b")], "do not alternate"),
+        ([user("a"), assistant("b"), assistant("c")], "do not alternate"),
+        ([user("\udc00"), assistant("b")], "half"),
+    ],
+)
+def test_messages_that_cannot_be_used_are_rejected(messages, reason):
+    with pytest.raises(rows.Rejected, match=reason):
+        rows.conversation({"messages": messages}, CHAT)
+
+
+def test_white_space_around_a_message_goes():
+    row = {"messages": [user("a\n"), assistant("\n\nb")]}
+    assert rows.conversation(row, CHAT) == [user("a"), assistant("b")]
+
+
+def test_a_reason_quotes_at_most_a_piece_of_the_row():
+    with pytest.raises(rows.Rejected) as reason:
+        rows.conversation({"messages": [{"role": "x" * 10_000, "content": "y"}]}, CHAT)
+    assert len(str(reason.value)) < 200
+    assert re.search("role", str(reason.value))
