@@ -55,7 +55,7 @@ def matrix_rate(device: torch.device) -> float:
     return 20 * 2 * 4096**3 / (time.perf_counter() - begin)
 
 
-def speed_up(model: nn.Module, recomputed_layers: int, backend: str = "inductor", dynamic: bool | None = None) -> None:
+def speed_up(model: nn.Module, recomputed_layers: int, backend: str = "inductor") -> None:
     """Compile the decoder layers of `model` (a PEFT model over NF4 weights), in place.
 
     The first `recomputed_layers` layers keep nothing but their input for the backward pass and compute the rest of it
@@ -68,7 +68,9 @@ def speed_up(model: nn.Module, recomputed_layers: int, backend: str = "inductor"
     # Without this the first layer would be the only one whose input needs no gradient, and be compiled apart.
     model.enable_input_require_grads()
     backbone = model.get_base_model().model
-    if backbone.config._attn_implementation == "flex_attention":
+    kinds = set(getattr(backbone.config, "layer_types", None) or ())
+    if backbone.config._attn_implementation == "flex_attention" and len(kinds) <= 1:
+        # Where layers differ in how far they see (Gemma), transformers builds a mask for each kind.
         backbone.register_forward_pre_hook(_add_pack_mask, with_kwargs=True)
     recompute_all = torch.compile(_recompute_all, backend=backend)
     recompute_cheap = torch.compile(_recompute_cheap, backend=backend)
@@ -79,7 +81,8 @@ def speed_up(model: nn.Module, recomputed_layers: int, backend: str = "inductor"
 
 def _add_pack_mask(backbone: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     if kwargs.get("attention_mask") is None and kwargs.get("past_key_values") is None:
-        window = getattr(backbone.config, "sliding_window", None)
+        everything = "full_attention" in (getattr(backbone.config, "layer_types", None) or ())
+        window = None if everything else getattr(backbone.config, "sliding_window", None)
         kwargs["attention_mask"] = pack_mask(kwargs["position_ids"], window)
     return args, kwargs
 

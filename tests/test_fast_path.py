@@ -139,10 +139,10 @@ def test_a_recomputed_layer_repeats_all_products_but_the_last(monkeypatch):
 
 def test_the_second_length_is_compiled_for_all_others():
     model = tiny_model()
-    fast_path.speed_up(model, 1, backend=BACKEND)
-    for lengths in ((30, 7), (41, 20), (50, 3, 3), (60, 10)):
+    fast_path.speed_up(model, 2, backend=BACKEND)
+    for lengths in ((30, 7), (41, 20), (50, 3, 3)):
         gradients(model, pack(*lengths))
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 4  # two kinds of layers, twice each
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
 
 
 def test_dropout_stays_with_peft():
