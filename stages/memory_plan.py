@@ -177,10 +177,10 @@ def choose(
     fitting = [layout for layout in layouts if layout.peak <= free * USABLE]
     if not fitting:
         least = min(layouts, key=lambda layout: layout.peak)
+        instead = "" if memory == "auto" else ", set train.memory to auto"
         raise Refusal(
             f"training needs about {least.peak / USABLE / 1e9:.1f} GB of GPU memory and {free / 1e9:.1f} GB are free: "
-            f"lower train.max_length (the longest row has {longest_row} tokens), set train.memory to "
-            f"{'auto' if memory == 'high' else 'low'} or choose a smaller model"
+            f"lower train.max_length (the longest row has {longest_row} tokens){instead} or choose a smaller model"
         )
     return min(fitting, key=lambda layout: _relative_cost(shape, layout))
 
