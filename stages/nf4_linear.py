@@ -1,11 +1,11 @@
 """The 4-bit linear layer of the fast path: one operator for dequantization, the base product and LoRA.
 
 bitsandbytes and PEFT compute a QLoRA layer (Dettmers et al., "QLoRA", 2023, arXiv:2305.14314) as a dozen small
-operations. A compiled, checkpointed decoder layer made of these keeps the results of its 4-bit products for the backward
-pass as if it were not checkpointed (torch 2.11: 0.33 GB a layer for 4,096 tokens of an 8B model), because the compiler
-loses sight of what to recompute inside bitsandbytes' autograd function. Here the layer is one opaque operator with a
-backward operator of its own: what is kept and what is computed again is for the caller to say, the weight is dequantized
-once a pass by one kernel, and LoRA's sum is part of the large product.
+operations. A decoder layer made of these and compiled together with its checkpoint keeps the results of its 4-bit
+products for the backward pass all the same (measured with torch 2.11: 0.33 GB a layer for 4,096 tokens of an 8B
+model). Here the layer is one opaque operator with a backward operator of its own: what is kept and what is computed
+again is for the caller to say, the weight is dequantized once a pass by one kernel, and LoRA's sum is part of the large
+product.
 """
 
 import bitsandbytes as bnb
