@@ -71,6 +71,13 @@ def test_declared_keys_hold():
             assert {row[3] for row in rows["enrolment"]} <= {*departments, None}
 
 
+def test_a_table_may_be_its_own_parent():
+    context = "CREATE TABLE staff (id INTEGER PRIMARY KEY, boss INTEGER REFERENCES staff(id), name VARCHAR)"
+    for rows in databases("SELECT a.name FROM staff a JOIN staff b ON a.boss = b.id WHERE b.name = 'Ann'", context):
+        assert {row[1] for row in rows["staff"]} <= {row[0] for row in rows["staff"]} | {None}
+        assert len(rows["staff"]) < 500
+
+
 def test_lenient_databases_have_no_nulls_but_in_foreign_keys_without_a_parent():
     for rows in databases(
         "SELECT name FROM t WHERE age > 3", "CREATE TABLE t (name VARCHAR, age INTEGER)", nulls=False

@@ -380,7 +380,7 @@ class _Filling:
     def _add_parents(self, rows: dict[str, list[Row]], key: ForeignKey) -> None:
         parents = {_folded(row[key.parent_column]): row[key.parent_column] for row in rows[key.parent]}
         nullable = self.shape.nulls and key.column not in self._not_null(key.table)
-        for row in rows[key.table]:
+        for row in list(rows[key.table]):  # a table may be its own parent
             value = row[key.column]
             if value is None or _folded(value) in parents:
                 continue

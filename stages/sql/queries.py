@@ -137,7 +137,7 @@ def probes(tree: exp.Expression, schema: Schema) -> list[str]:
     """Variants of a query that give its own result wherever that is determined.
 
     Two order ties by all output columns, up and down (and the rows to be limited, where no order is stated). Two read
-    each bare column of a group as its MIN and as its MAX: SQLite takes it from any row of the group.
+    each bare column of a group as its least and as its greatest value: SQLite takes it from any row of the group.
     """
     found = []
     for descending in (False, True):
@@ -156,9 +156,15 @@ def probes(tree: exp.Expression, schema: Schema) -> list[str]:
             if not select.find(exp.Min, exp.Max):  # there, SQLite reads bare columns from the row of the extreme
                 for node in _bare_columns(select):
                     if isinstance(node, exp.Column) and not isinstance(node.this, exp.Star):
-                        node.replace((exp.Max if descending else exp.Min)(this=node.copy()))
+                        node.replace(exp.Max(this=node.copy()) if descending else _least(node))
         found.append(chosen)
     return list(dict.fromkeys(probe.sql("sqlite") for probe in found if probe != tree))
+
+
+def _least(column: exp.Column) -> exp.Expression:
+    """The least value of a group, where NULL (which MIN passes over) is less than all others."""
+    counted = exp.EQ(this=exp.Count(this=column.copy()), expression=exp.Count(this=exp.Star()))
+    return exp.Case().when(counted, exp.Min(this=column.copy()))
 
 
 def _width(query: exp.Expression, schema: Schema) -> int:
