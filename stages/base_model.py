@@ -89,12 +89,17 @@ def _sha256(path: Path, bar: tqdm) -> str:
     return digest.hexdigest()
 
 
-def _embedded() -> Path:
+def embedded_folder() -> Path:
+    """Where the embedded model is, or will be once it is fetched."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qlora-pipeline"
-    folder = cache / EMBEDDED_PACKAGE.replace("==", "-")
+    return cache / EMBEDDED_PACKAGE.replace("==", "-")
+
+
+def _embedded() -> Path:
+    folder = embedded_folder()
     if not folder.is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as work:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as work:
             exported = _export(_embedded_gguf(Path(work)))
             try:
                 exported.rename(folder)

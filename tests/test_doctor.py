@@ -1,0 +1,216 @@
+"""doctor: real checks of this machine, and of machines that lack something."""
+
+import shutil
+
+import pytest
+from conftest import REPO
+from fake_hub import COMMIT, fake_hub
+
+from stages import doctor, llama_cpp
+from stages.console import Refusal
+from stages.params import Params, load_params
+
+NAME = "org/tiny"
+
+
+@pytest.fixture
+def inside(workspace, monkeypatch):
+    """The workspace as current folder, with the repository's requirements."""
+    shutil.copy(REPO / "requirements.txt", workspace.path)
+    monkeypatch.chdir(workspace.path)
+    return workspace
+
+
+def the(findings) -> doctor.Finding:
+    """The only finding there is."""
+    (finding,) = findings
+    return finding
+
+
+def lines_of(done) -> dict[str, tuple[str, str]]:
+    """What a doctor's run printed: check -> (level, rest of the line)."""
+    lines = (line for line in done.stdout.splitlines() if line.startswith(("ok ", "warning ", "problem ")))
+    return {line[9:20].strip(): (line[:8].strip(), line[21:]) for line in lines}
+
+
+# The whole
+
+
+def test_a_machine_that_runs_the_tests_is_fit_for_a_run(inside):
+    done = inside.run("doctor")
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = lines_of(done)
+    assert "problem" not in {level for level, _ in lines.values()}
+    assert lines["NF4"][1].startswith("a product on ")
+    assert lines["base model"][1] == "./tiny, 6 MB"
+    assert {
+        "Python",
+        "packages",
+        "llama.cpp",
+        "params.yaml",
+        "GPU",
+        "data",
+        "disk",
+        "merge",
+        "training",
+    } <= lines.keys()
+    assert not (inside.path / "models").exists()
+
+
+def test_everything_that_is_wrong_is_found_in_one_run(inside):
+    inside.set({"lora.rank": 8})
+    empty = {"PATH": str(inside.path), "XDG_CACHE_HOME": str(inside.path)}
+    done = inside.run("doctor", **empty)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    lines = lines_of(done)
+    assert lines["params.yaml"] == ("problem", "params.yaml: lora.rank: unknown key; did you mean r?")
+    assert lines["llama.cpp"][0] == "warning"
+    assert lines["compiler"][0] == "problem"
+    assert "g++" in lines["compiler"][1]
+    assert lines["NF4"][0] == "ok"
+
+
+# Packages, tools and the device
+
+
+def test_packages_are_held_to_their_pins(tmp_path):
+    requirements = tmp_path / "requirements.txt"
+    requirements.write_text("# a comment\n\npytest==0.0.1 # old\nno-such-package==1.0\ntqdm\nruff[x]==9.9.9\n")
+    finding = doctor.installed_packages(requirements)
+    assert finding.level == doctor.PROBLEM
+    assert "pytest is " in finding.figure
+    assert "pinned is 0.0.1" in finding.figure
+    assert "no-such-package is missing" in finding.figure
+    assert "pinned is 9.9.9" in finding.figure
+    assert "tqdm" not in finding.figure
+    assert finding.advice == "run `make setup`"
+    assert doctor.installed_packages(tmp_path / "none.txt").level == doctor.PROBLEM
+
+
+def test_a_half_made_environment_is_reported_by_itself(inside):
+    (inside.path / "requirements.txt").write_text("no-such-package==1.0\n")
+    done = inside.run("doctor")
+    assert done.returncode == 1
+    assert list(lines_of(done)) == ["Python", "packages"]
+
+
+def test_tools_that_do_not_run_are_a_problem(tmp_path, monkeypatch):
+    for name in llama_cpp.TOOLS:
+        (tmp_path / name).write_text("not a program of this machine")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("LLAMA_CPP_DIR", str(tmp_path))
+    finding = the(doctor.llama_cpp())
+    assert finding.level == doctor.PROBLEM
+    assert "does not run" in finding.figure
+
+
+def test_a_folder_of_ones_own_without_tools_is_a_problem(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLAMA_CPP_DIR", str(tmp_path))
+    finding = the(doctor.llama_cpp())
+    assert finding.level == doctor.PROBLEM
+    assert "LLAMA_CPP_DIR names" in finding.figure
+
+
+def test_the_product_in_nf4_is_measured(monkeypatch):
+    assert doctor.nf4_product().level == doctor.OK
+    monkeypatch.setattr(doctor, "NF4_ERROR", 0.01)  # 4 bits cannot be that exact, so the product was one
+    assert doctor.nf4_product().level == doctor.PROBLEM
+
+
+# Model and data
+
+
+@pytest.fixture
+def params(inside) -> Params:
+    return load_params()
+
+
+def changed(params: Params, section: str, **values) -> Params:
+    return params.model_copy(update={section: getattr(params, section).model_copy(update=values)})
+
+
+def test_a_missing_folder_is_a_sentence(params):
+    with pytest.raises(Refusal, match="there is no folder"):
+        doctor.base_model(changed(params, "model", id="./none"))
+
+
+def test_data_is_looked_into(params, inside):
+    assert doctor.data_source(params).level == doctor.OK
+    (inside.path / "data/raw/text2sql.jsonl").write_text('{"q": 1}\n')
+    finding = doctor.data_source(params)
+    assert finding.level == doctor.PROBLEM
+    assert "has no column 'question'" in finding.figure
+    missing = doctor.data_source(changed(params, "data", source="data/raw/none.csv"))
+    assert "data/raw/none.csv is missing" in missing.figure
+
+
+def test_layers_that_the_model_does_not_have(params, tiny_model):
+    with pytest.raises(Refusal, match="has no linear layer query"):
+        doctor.model_shape(changed(params, "lora", target_modules=["query"]), doctor.of_folder(tiny_model))
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_hub_model_is_asked_for_and_not_fetched(inside, tiny_model, gated):
+    inside.set({"model.id": NAME, "model.revision": COMMIT})
+    home = {"HF_HOME": str(inside.path / "hf"), "HF_HUB_OFFLINE": "", "HF_TOKEN": ""}
+    with fake_hub(tiny_model, NAME, gated) as (address, asked):
+        done = inside.run("doctor", HF_ENDPOINT=address, **home)
+    level, text = lines_of(done)["base model"]
+    if gated:
+        assert (done.returncode, level) == (1, "problem")
+        assert "is gated: accept its licence" in text
+        assert "HF_TOKEN" in text
+    else:
+        assert (done.returncode, level) == (0, "ok"), done.stdout + done.stderr
+        assert text == "org/tiny, 6 MB, can be fetched, licence: apache-2.0"
+        assert "training" in lines_of(done)
+    assert not [path for path in asked if path.endswith(".safetensors")]
+
+
+def test_an_unreachable_hub_is_a_problem(inside):
+    inside.set({"model.id": NAME, "model.revision": COMMIT})
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(inside.path / "hf"), "HF_HUB_OFFLINE": ""}
+    done = inside.run("doctor", **nowhere)
+    level, text = lines_of(done)["base model"]
+    assert (done.returncode, level) == (1, "problem")
+    assert "the hub cannot be reached" in text
+
+
+# Room
+
+
+def test_a_disk_that_is_too_small(params, tiny_model):
+    model = doctor.of_folder(tiny_model)
+    shape = doctor.model_shape(params, model)
+    assert the(doctor.disk(params, model, shape)).level == doctor.OK
+    huge = doctor.BaseModel(10**18, 10**18, 10**18, None)
+    findings = list(doctor.disk(params, huge, None))
+    assert findings
+    assert {finding.level for finding in findings} == {doctor.PROBLEM}
+
+
+def test_the_disk_needs_what_a_run_writes(params, tiny_model):
+    model = doctor.of_folder(tiny_model)
+    shape = doctor.model_shape(params, model)
+    assert shape.parameters * 2 == pytest.approx(model.weights, rel=0.01)
+    one = doctor.written(params, model, shape)
+    two = doctor.written(changed(params, "gguf", types=["Q8_0", "Q4_K_M"]), model, shape)
+    float32 = doctor.written(changed(params, "merge", dtype="float32"), model, shape)
+    assert two - one == pytest.approx(shape.parameters * 5 / 8)
+    assert float32 - one == pytest.approx(shape.parameters * 2)
+
+
+def test_memory_that_is_too_small(params, tiny_model, monkeypatch):
+    model = doctor.of_folder(tiny_model)
+    shape = doctor.model_shape(params, model)
+    assert doctor.merge_memory(params, model).level == doctor.OK
+    assert doctor.training_memory(params, shape).level == doctor.OK
+    monkeypatch.setattr(doctor, "available_memory", lambda: 1_000_000)
+    assert doctor.merge_memory(params, model).level == doctor.PROBLEM
+    float32 = doctor.merge_memory(changed(params, "merge", dtype="float32"), model)
+    assert float32.advice == "set merge.dtype to bfloat16"
+
+
+def test_available_memory_is_this_machine_s():
+    assert 10**8 < doctor.available_memory() < 10**14
