@@ -1,5 +1,6 @@
 """The hub: a repository's files at one commit, or one sentence that says why they cannot be had."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,26 +8,34 @@ from typing import Literal
 
 from stages.console import Refusal
 
+COMMIT = re.compile(r"[0-9a-f]{40}")
 Kind = Literal["model", "dataset"]
 SECTION = {"model": "model", "dataset": "data"}  # of params.yaml
 FIELD = {"model": "model.id", "dataset": "data.source"}
 NOUN = {"model": "model", "dataset": "data set"}
 
 
-def download(kind: Kind, name: str, revision: str, patterns: Sequence[str] | None = None) -> Path:
+def download(kind: Kind, name: str, revision: str | None, patterns: Sequence[str] | None = None) -> Path:
     """The folder with the files (those that match `patterns`) of exactly this commit; from the cache if they are there.
 
     Raises:
-        Refusal: as `explained`.
+        Refusal: as `explained`, or if `revision` is no commit: then with the commit to pin.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
 
+    if not COMMIT.fullmatch(revision or ""):
+        with explained(kind, name, revision):
+            commit = HfApi().repo_info(name, repo_type=kind, revision=revision).sha
+        raise Refusal(
+            f"{SECTION[kind]}.revision: must pin {name} by its commit, because a branch can move; "
+            f"{revision or 'its main branch'} is now {commit}: set {SECTION[kind]}.revision to that"
+        )
     with explained(kind, name, revision):
         return Path(snapshot_download(name, repo_type=kind, revision=revision, allow_patterns=patterns))
 
 
 @contextmanager
-def explained(kind: Kind, name: str, revision: str) -> Iterator[None]:
+def explained(kind: Kind, name: str, revision: str | None) -> Iterator[None]:
     """Turn what goes wrong with the hub inside the block into a sentence.
 
     Raises:

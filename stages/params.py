@@ -13,7 +13,6 @@ from ruamel.yaml.reader import ReaderError
 from stages.console import Refusal
 
 EMBEDDED = "embedded/SmolLM2-135M-Instruct"
-COMMIT = re.compile(r"[0-9a-f]{40}")
 Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -25,7 +24,7 @@ class Section(BaseModel):
 
 class Model(Section):
     id: str  # EMBEDDED, a hub name (owner/name), or a local folder (starts with ./, ../, / or ~)
-    revision: str | None = None  # the hub's commit, 40 hexadecimal digits
+    revision: str | None = None  # of a hub name: its commit; `hub.download` refuses anything else
 
     @property
     def is_embedded(self) -> bool:
@@ -163,11 +162,6 @@ class Params(Section):
             if is_hub and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
                 where = "a folder (./my-model)" if section == "model" else "a file under data/raw"
                 problems.append(f"{section}: {name!r} is neither {where} nor a name on the hub (owner/name)")
-            elif is_hub and not COMMIT.fullmatch(revision or ""):
-                problems.append(
-                    f"{section}.revision: must pin {name} by its commit (40 hexadecimal digits), not {revision!r}: "
-                    "a branch can move; the commit stands on the hub's page under 'Files and versions', 'History'"
-                )
             elif not is_hub and revision is not None:
                 problems.append(f"{section}.revision: only a hub name has one; set it to null for {name!r}")
         built = {"base", "adapter", "merged", "bf16", *self.gguf.types}

@@ -187,6 +187,7 @@ def make_trainer(params: Params, base: Path, tokenizer, rows, steps, checkpoints
     lora, train = params.lora, params.train
     on_gpu = torch.cuda.is_available()
     disable_progress_bars()
+    schedule = "constant_with_warmup" if train.lr_scheduler == "constant" else train.lr_scheduler
     lengths = [len(row.input_ids) for row in rows["validation"]]
     datasets = {
         "train": packing.pack_dataset([pack for step in steps for pack in step], rows["train"], tokenizer.pad_token_id),
@@ -208,7 +209,7 @@ def make_trainer(params: Params, base: Path, tokenizer, rows, steps, checkpoints
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
         learning_rate=train.learning_rate,
-        lr_scheduler_type=train.lr_scheduler,
+        lr_scheduler_type=schedule,
         warmup_steps=train.warmup_fraction,
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,

@@ -101,6 +101,16 @@ def test_a_hub_model_is_fetched_once_and_then_needs_no_hub(workspace, tiny_model
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("revision", ["main", None])
+def test_a_branch_is_refused_with_the_commit_to_pin(workspace, environment, revision):
+    workspace.set({"model.id": NAME, "model.revision": revision})
+    with fake_hub(workspace.path / "tiny", NAME) as (address, asked):
+        sentence = refused(workspace.run("fetch_base", **environment(address)))
+    assert f"model.revision: must pin {NAME} by its commit" in sentence
+    assert f"is now {COMMIT}: set model.revision to that" in sentence
+    assert not [path for path in asked if path.endswith(".safetensors")]
+
+
 def test_an_unreachable_hub_is_said_at_once(workspace, environment):
     workspace.set({"model.id": NAME, "model.revision": COMMIT})
     begin = time.monotonic()
