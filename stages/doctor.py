@@ -310,13 +310,16 @@ def model_shape(params, model: BaseModel):
     Raises:
         Refusal: if transformers does not know the architecture, or it has no layer of lora.target_modules.
     """
+    import torch
+
     from stages import memory_plan, models
 
     if model.folder is None:
         return None
     skeleton = models.skeleton(model.folder)
     models.check_target_modules(skeleton, params.lora)
-    return memory_plan.shape_of(skeleton, params.lora.r, params.lora.target_modules)
+    lora = params.lora
+    return memory_plan.shape_of(skeleton, lora.r, lora.target_modules, getattr(torch, lora.dtype).itemsize)
 
 
 def written(params, model: BaseModel, shape) -> float:
@@ -354,18 +357,20 @@ def disk(params, model: BaseModel, shape) -> Iterator[Finding]:
 
 
 def merge_memory(params, model: BaseModel) -> Finding:
-    """RAM for a shard and its merged copy; without a GPU also for the whole model, to compare it with the adapter."""
+    """RAM for a shard and its merged copy; where the model is compared with its adapter, memory for all of it."""
     import torch
 
-    ram = available_memory()
     growth = 2 if params.merge.dtype == "float32" else 1
-    need = model.largest_shard * (1 + growth)
-    if not torch.cuda.is_available():
-        need = max(need, model.weights * growth)
-    figure = f"{gb(ram)} of RAM available, the merge takes about {gb(need)}"
-    if need <= ram:
-        return Finding(OK, "merge", figure)
-    return Finding(PROBLEM, "merge", figure, "set merge.dtype to bfloat16" if growth == 2 else "choose a smaller model")
+    advice = "set merge.dtype to bfloat16" if growth == 2 else "choose a smaller model"
+    ram, shards, whole = available_memory(), model.largest_shard * (1 + growth), model.weights * growth
+    if torch.cuda.is_available():
+        free = torch.cuda.mem_get_info()[0]
+        figure = f"about {gb(shards)} of RAM, {gb(ram)} available; {gb(whole)} on the GPU, {gb(free)} free"
+        fits = shards <= ram and whole <= free
+    else:
+        figure = f"about {gb(max(shards, whole))} of RAM, {gb(ram)} available"
+        fits = max(shards, whole) <= ram
+    return Finding(OK, "merge", figure) if fits else Finding(PROBLEM, "merge", figure, advice)
 
 
 def training_memory(params, shape) -> Finding:
@@ -391,12 +396,10 @@ def training_memory(params, shape) -> Finding:
 
     free = torch.cuda.mem_get_info()[0]
     try:
-        if train.micro_batch_tokens == "auto":
-            step = train.max_length * train.batch_size
-            plan = memory_plan.choose(shape, free, train.memory, train.max_length, step, train.optimizer)
-        else:
-            recomputed = 0 if train.memory == "high" else shape.layers
-            plan = memory_plan.predict(shape, train.micro_batch_tokens, recomputed, train.optimizer)
+        step = train.max_length * train.batch_size  # at most
+        plan = memory_plan.choose(shape, free, train.memory, train.max_length, step, train.optimizer)
+        if train.micro_batch_tokens != "auto":
+            plan = memory_plan.predict(shape, train.micro_batch_tokens, plan.recomputed_layers, train.optimizer)
     except Refusal as refusal:
         return Finding(PROBLEM, "training", f"{size}: {refusal}")
     figure = f"{size}: about {gb(plan.peak)} in packs of {plan.pack_tokens} tokens, {gb(free)} free on the GPU"

@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from conftest import REPO
+from conftest import REPO, refused
 from fake_hub import COMMIT, fake_hub
 
 from stages import doctor, llama_cpp
@@ -150,31 +150,43 @@ def test_layers_that_the_model_does_not_have(params, tiny_model):
         doctor.model_shape(changed(params, "lora", target_modules=["query"]), doctor.of_folder(tiny_model))
 
 
-@pytest.mark.parametrize("gated", [False, True])
-def test_a_hub_model_is_asked_for_and_not_fetched(inside, tiny_model, gated):
+ASK = """
+from stages import doctor
+from stages.console import run_stage
+from stages.params import load_params
+params = load_params()
+def ask():
+    doctor.hub_repository("dataset", params.model.id, params.model.revision)
+    print(doctor.base_model(params)[0])
+run_stage(ask)
+"""
+
+
+@pytest.fixture
+def ask(inside):
+    """A function that asks a hub for the model (and for a data set of that name), with an empty cache and no token."""
     inside.set({"model.id": NAME, "model.revision": COMMIT})
-    home = {"HF_HOME": str(inside.path / "hf"), "HF_HUB_OFFLINE": "", "HF_TOKEN": ""}
-    with fake_hub(tiny_model, NAME, gated) as (address, asked):
-        done = inside.run("doctor", HF_ENDPOINT=address, **home)
-    level, text = lines_of(done)["base model"]
-    if gated:
-        assert (done.returncode, level) == (1, "problem")
-        assert "is gated: accept its licence" in text
-        assert "HF_TOKEN" in text
-    else:
-        assert (done.returncode, level) == (0, "ok"), done.stdout + done.stderr
-        assert text == "org/tiny, 6 MB, can be fetched, licence: apache-2.0"
-        assert "training" in lines_of(done)
+    empty = {"HF_HOME": str(inside.path / "hf"), "HF_HUB_OFFLINE": "", "HF_TOKEN": ""}
+    return lambda address: inside.python("-c", ASK, HF_ENDPOINT=address, **empty)
+
+
+def test_a_hub_model_is_asked_for_and_not_fetched(ask, tiny_model):
+    with fake_hub(tiny_model, NAME) as (address, asked):
+        done = ask(address)
+    assert done.stdout == "ok       base model  org/tiny, 6 MB, can be fetched, licence: apache-2.0\n", done.stderr
+    assert [path for path in asked if path.endswith("/config.json")]
     assert not [path for path in asked if path.endswith(".safetensors")]
 
 
-def test_an_unreachable_hub_is_a_problem(inside):
-    inside.set({"model.id": NAME, "model.revision": COMMIT})
-    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(inside.path / "hf"), "HF_HUB_OFFLINE": ""}
-    done = inside.run("doctor", **nowhere)
-    level, text = lines_of(done)["base model"]
-    assert (done.returncode, level) == (1, "problem")
-    assert "the hub cannot be reached" in text
+def test_a_gated_model_says_where_to_accept(ask, tiny_model):
+    with fake_hub(tiny_model, NAME, gated=True) as (address, _):
+        sentence = refused(ask(address))
+    assert "is gated: accept its licence" in sentence
+    assert "HF_TOKEN" in sentence
+
+
+def test_an_unreachable_hub_is_said(ask):
+    assert "the hub cannot be reached" in refused(ask("http://127.0.0.1:9"))
 
 
 # Room

@@ -28,10 +28,6 @@ def environment(tmp_path):
     }
 
 
-def record_of(workspace) -> dict:
-    return json.loads((workspace.path / "models/base/base.json").read_text())
-
-
 # A local folder
 
 
@@ -85,27 +81,42 @@ def test_pickled_weights_are_refused(workspace):
 
 # The hub
 
+# The stage imports what takes seconds; this is what it does first.
+FETCH = """
+from stages import base_model
+from stages.console import run_stage
+from stages.params import load_params
+run_stage(lambda: base_model.fetch(load_params().model))
+"""
+
+
+RECORD = """
+import json
+from stages import base_model
+from stages.params import load_params
+model = load_params().model
+print(json.dumps(base_model.describe(model, base_model.fetch(model))))
+"""
+
 
 def test_a_hub_model_is_fetched_once_and_then_needs_no_hub(workspace, tiny_model, environment):
     (workspace.path / "tiny/pytorch_model.bin").write_bytes(b"a pickle")
     workspace.set({"model.id": NAME, "model.revision": COMMIT})
     with fake_hub(workspace.path / "tiny", NAME) as (address, asked):
-        done = workspace.run("fetch_base", **environment(address))
-    assert done.returncode == 0, done.stderr
+        online = workspace.python("-c", RECORD, **environment(address))
     assert not [path for path in asked if path.endswith(".bin")]
-    record = record_of(workspace)
+    record = json.loads(online.stdout)
     assert (record["id"], record["revision"]) == (NAME, COMMIT)
-    assert record["files"].keys() == {path.name for path in tiny_model.iterdir()}
-    locate = "from stages import base_model; from pathlib import Path; base_model.locate(Path('models/base'))"
-    done = workspace.python("-c", locate, **environment(NOWHERE))
-    assert done.returncode == 0, done.stderr
+    local = base_model.describe(Model(id=str(tiny_model)), tiny_model)
+    assert record["files"] == local["files"]
+    assert workspace.python("-c", RECORD, **environment(NOWHERE)).stdout == online.stdout
 
 
 @pytest.mark.parametrize("revision", ["main", None])
 def test_a_branch_is_refused_with_the_commit_to_pin(workspace, environment, revision):
     workspace.set({"model.id": NAME, "model.revision": revision})
     with fake_hub(workspace.path / "tiny", NAME) as (address, asked):
-        sentence = refused(workspace.run("fetch_base", **environment(address)))
+        sentence = refused(workspace.python("-c", FETCH, **environment(address)))
     assert f"model.revision: must pin {NAME} by its commit" in sentence
     assert f"is now {COMMIT}: set model.revision to that" in sentence
     assert not [path for path in asked if path.endswith(".safetensors")]
@@ -122,7 +133,7 @@ def test_an_unreachable_hub_is_said_at_once(workspace, environment):
 def test_a_gated_model_says_where_to_accept_and_what_to_set(workspace, tiny_model, environment):
     workspace.set({"model.id": NAME, "model.revision": COMMIT})
     with fake_hub(tiny_model, NAME, gated=True) as (address, asked):
-        sentence = refused(workspace.run("fetch_base", **environment(address)))
+        sentence = refused(workspace.python("-c", FETCH, **environment(address)))
     assert asked
     assert sentence.startswith(f"model.id: {NAME} is gated: accept its licence")
     assert "HF_TOKEN" in sentence
@@ -138,14 +149,14 @@ def test_a_gated_model_says_where_to_accept_and_what_to_set(workspace, tiny_mode
 def test_what_the_hub_does_not_have_is_named(workspace, tiny_model, environment, changes, sentence):
     workspace.set(changes)
     with fake_hub(tiny_model, NAME) as (address, _):
-        assert sentence in refused(workspace.run("fetch_base", **environment(address)))
+        assert sentence in refused(workspace.python("-c", FETCH, **environment(address)))
 
 
 def test_a_model_of_pickles_is_refused_before_they_are_fetched(workspace, environment):
     (workspace.path / "tiny/model.safetensors").rename(workspace.path / "tiny/pytorch_model.bin")
     workspace.set({"model.id": NAME, "model.revision": COMMIT})
     with fake_hub(workspace.path / "tiny", NAME) as (address, asked):
-        sentence = refused(workspace.run("fetch_base", **environment(address)))
+        sentence = refused(workspace.python("-c", FETCH, **environment(address)))
     assert f"{NAME} has no .safetensors file; pickled weights" in sentence
     assert not [path for path in asked if "/resolve/" in path and path.endswith(".bin")]
 
