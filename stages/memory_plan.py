@@ -14,7 +14,7 @@ from stages.console import Refusal
 
 BF16 = 2  # bytes
 NF4 = 0.5 + 1 / 64 + 4 / 64 / 256  # bytes a weight: 4 bits, an 8-bit scale for 64, a 32-bit scale for 256 of those
-OPTIMIZER = {"adamw": 4, "paged_adamw_8bit": 2}  # bytes a trainable weight: two moments, in the weights' own bf16
+FP32 = 4
 HEAD_CHUNK = 32768  # vocabulary entries of which trl computes the logits at once
 USABLE = 0.92  # of the free memory: the allocator cannot place everything without gaps
 PACK_TOKENS = (16384, 8192, 4096, 3072, 2048, 1536, 1024, 768, 512)
@@ -41,6 +41,7 @@ class Shape:
     unquantized: int  # all others: embeddings, head, norms
     largest: int  # weights of the largest linear layer
     trainable: int
+    trainable_bytes: int  # a weight
 
     @property
     def parameters(self) -> int:
@@ -72,13 +73,14 @@ class MemoryPlan:
         return self.weights + self.adapter + self.optimizer + self.activations + self.logits
 
 
-def shape_of(skeleton: nn.Module, r: int, target_modules: str | list[str]) -> Shape:
+def shape_of(skeleton: nn.Module, r: int, target_modules: str | list[str], trainable_bytes: int = BF16) -> Shape:
     """Read a shape off a model; one on the meta device will do.
 
     Args:
         skeleton: a causal language model, whose linear layers all become 4-bit except for the head.
         r: rank of the adapter.
         target_modules: last parts of the names of the layers that get an adapter, or "all-linear".
+        trainable_bytes: of a weight of the adapter, of its gradient and of each of its moments in AdamW.
     """
     config: PreTrainedConfig = skeleton.config
     head = skeleton.get_output_embeddings()
@@ -105,6 +107,7 @@ def shape_of(skeleton: nn.Module, r: int, target_modules: str | list[str]) -> Sh
         unquantized=sum(p.numel() for p in skeleton.parameters()) - quantized,
         largest=max(module.weight.numel() for module in linear.values()),
         trainable=sum(r * (module.in_features + module.out_features) for module in adapted),
+        trainable_bytes=trainable_bytes,
     )
 
 
@@ -137,8 +140,8 @@ def predict(
         recomputed_layers=recomputed_layers,
         compiled=compiled,
         weights=round(shape.quantized * NF4) + shape.unquantized * BF16,
-        adapter=shape.trainable * 2 * BF16,
-        optimizer=shape.trainable * OPTIMIZER[optimizer],
+        adapter=shape.trainable * 2 * shape.trainable_bytes,
+        optimizer=shape.trainable * 2 * (1 if optimizer == "paged_adamw_8bit" else shape.trainable_bytes),
         activations=token * kept + in_backward,
         logits=max(0, in_head - in_backward),
     )

@@ -15,6 +15,7 @@ import resource
 import shutil
 import signal
 import time
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
-from stages import base_model, chat, models, packed_attention, packing
+from stages import base_model, chat, fast_path, memory_plan, models, packed_attention, packing
 from stages.console import Refusal, run_stage, summary
 from stages.outputs import new_folder, write_json
 from stages.params import Params, Train, load_params
@@ -37,16 +38,20 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate"
 
 def main() -> None:
     params = load_params()
+    # Set before the first allocation: packs of changing lengths leave gaps in memory otherwise.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     base = base_model.locate(Path("models/base"))
-    models.check_target_modules(models.skeleton(base), params.lora)
+    skeleton = models.skeleton(base)
+    models.check_target_modules(skeleton, params.lora)
     tokenizer = chat.load_tokenizer(base)
     stops = chat.stop_ids(tokenizer, base)
     rows = {split: read_encoded(PREPARED / f"{split}.jsonl", params.train, tokenizer, stops) for split in SPLITS}
-    steps = plan_steps(rows["train"], params.train)
+    layout = lay_out(skeleton, [len(row.input_ids) for row in rows["train"]], params)
+    steps = plan_steps(rows["train"], layout.pack_tokens, params.train)
     checkpoints = checkpoint_folder(params)
 
     set_seed(params.train.seed)
-    trainer = make_trainer(params, base, tokenizer, rows, steps, checkpoints)
+    trainer = make_trainer(params, base, tokenizer, rows, steps, layout, checkpoints)
     started = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
     resumed = usable_checkpoint(checkpoints)
     print(
@@ -88,17 +93,56 @@ def read_encoded(path: Path, train: Train, tokenizer, stops: list[int]) -> list[
     return encoded
 
 
-def plan_steps(encoded: list[chat.Encoded], train: Train) -> list[list[list[int]]]:
+def plan_steps(encoded: list[chat.Encoded], pack_tokens: int, train: Train) -> list[list[list[int]]]:
     """Steps of packs of row numbers."""
     lengths = [len(row.input_ids) for row in encoded]
-    return packing.plan(lengths, train.batch_size, pack_tokens(train), train.epochs, train.max_steps, train.seed)
+    return packing.plan(lengths, train.batch_size, pack_tokens, train.epochs, train.max_steps, train.seed)
 
 
-def pack_tokens(train: Train) -> int:
-    """The most tokens that go through the model at once."""
+@dataclass(frozen=True)
+class Layout:
+    """How a run goes through the device. `recomputed_layers` counts if `compiled`; otherwise all layers are recomputed
+    or none."""
+
+    pack_tokens: int
+    recomputed_layers: int = 0
+    compiled: bool = False
+
+
+def lay_out(skeleton, lengths: list[int], params: Params) -> Layout:
+    """Fit the run to the device that is there, and print what it will need.
+
+    The micro-batches that come out of this change memory and speed, never what a step learns from.
+    """
+    train, lora = params.train, params.lora
+    if not torch.cuda.is_available():
+        return Layout(CPU_PACK_TOKENS if train.micro_batch_tokens == "auto" else train.micro_batch_tokens)
+    shape = memory_plan.shape_of(skeleton, lora.r, lora.target_modules, getattr(torch, lora.dtype).itemsize)
+    free = torch.cuda.mem_get_info()[0]
+    steps = packing.plan(lengths, train.batch_size, sum(lengths), train.epochs, train.max_steps, train.seed)
+    step_tokens = [sum(lengths[row] for pack in step for row in pack) for step in steps]
+    plan = memory_plan.choose(shape, free, train.memory, max(lengths), max(step_tokens), train.optimizer)
     if train.micro_batch_tokens != "auto":
-        return train.micro_batch_tokens
-    return max(train.max_length, 4096 if torch.cuda.is_available() else 1024)
+        plan = memory_plan.predict(shape, train.micro_batch_tokens, plan.recomputed_layers, train.optimizer)
+    rate = fast_path.matrix_rate(torch.device("cuda"))
+    compiled = train.compile
+    if compiled == "auto":
+        compiled = memory_plan.compilation_pays(shape, plan, free, train.optimizer, sum(step_tokens), rate)
+    if not compiled:
+        plan = memory_plan.predict(shape, plan.pack_tokens, shape.layers, train.optimizer, compiled=False)
+    parts = ", ".join(f"{name} {getattr(plan, name) / 1e9:.2f}" for name in MEMORY_PARTS)
+    minutes = memory_plan.seconds(shape, plan, sum(step_tokens), rate) / 60
+    print(
+        f"plan: {sum(step_tokens):,} tokens in packs of at most {plan.pack_tokens:,}, "
+        f"{'compiled layers' if plan.compiled else 'plain layers'}, {plan.recomputed_layers} of {shape.layers} "
+        f"recomputed; about {minutes:.1f} minutes and {plan.peak / 1e9:.1f} GB of {free / 1e9:.1f} GB free ({parts})",
+        flush=True,
+    )
+    return Layout(plan.pack_tokens, plan.recomputed_layers, plan.compiled)
+
+
+CPU_PACK_TOKENS = 1024
+MEMORY_PARTS = ("weights", "adapter", "optimizer", "activations", "logits")
 
 
 def checkpoint_folder(params: Params) -> Path:
@@ -182,7 +226,7 @@ class Trainer(SFTTrainer):
         pass
 
 
-def make_trainer(params: Params, base: Path, tokenizer, rows, steps, checkpoints: Path) -> Trainer:
+def make_trainer(params: Params, base: Path, tokenizer, rows, steps, layout: Layout, checkpoints: Path) -> Trainer:
     """Put model, adapter, data and settings together."""
     lora, train = params.lora, params.train
     on_gpu = torch.cuda.is_available()
@@ -192,7 +236,9 @@ def make_trainer(params: Params, base: Path, tokenizer, rows, steps, checkpoints
     datasets = {
         "train": packing.pack_dataset([pack for step in steps for pack in step], rows["train"], tokenizer.pad_token_id),
         "validation": packing.pack_dataset(
-            packing.pack_evaluation(lengths, pack_tokens(train)), rows["validation"], tokenizer.pad_token_id
+            packing.pack_evaluation(lengths, max(layout.pack_tokens, *lengths)),
+            rows["validation"],
+            tokenizer.pad_token_id,
         ),
     }
     config = SFTConfig(
@@ -205,6 +251,7 @@ def make_trainer(params: Params, base: Path, tokenizer, rows, steps, checkpoints
         train_sampling_strategy="sequential",
         num_train_epochs=1,
         padding_free=True,
+        pad_to_multiple_of=fast_path.PACK_MULTIPLE if layout.compiled else None,
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
@@ -217,7 +264,8 @@ def make_trainer(params: Params, base: Path, tokenizer, rows, steps, checkpoints
         bf16=params.quantization.compute_dtype == "bfloat16",
         fp16=params.quantization.compute_dtype == "float16",
         use_cpu=not on_gpu,
-        gradient_checkpointing=on_gpu and train.memory != "high",
+        # Compiled layers recompute inside.
+        gradient_checkpointing=on_gpu and not layout.compiled and train.memory != "high",
         logging_steps=1,
         logging_nan_inf_filter=False,
         eval_strategy="steps",
@@ -227,8 +275,12 @@ def make_trainer(params: Params, base: Path, tokenizer, rows, steps, checkpoints
         save_total_limit=2,
         report_to="none",
     )
-    return Trainer(
-        model=models.load_base(base, params.quantization, "sdpa" if on_gpu else packed_attention.NAME),
+    if layout.compiled:
+        attention = fast_path.attention_implementation(torch.device("cuda"))
+    else:
+        attention = "sdpa" if on_gpu else packed_attention.NAME
+    trainer = Trainer(
+        model=models.load_base(base, params.quantization, attention),
         args=config,
         train_dataset=datasets["train"],
         eval_dataset=datasets["validation"],
@@ -242,6 +294,12 @@ def make_trainer(params: Params, base: Path, tokenizer, rows, steps, checkpoints
             task_type="CAUSAL_LM",
         ),
     )
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:  # trl makes the adapter of a quantized model bfloat16
+            parameter.data = parameter.data.to(getattr(torch, lora.dtype))
+    if layout.compiled:
+        fast_path.speed_up(trainer.model, layout.recomputed_layers)
+    return trainer
 
 
 def check_trained(model, started: dict[str, torch.Tensor]) -> None:
