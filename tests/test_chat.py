@@ -114,6 +114,14 @@ def test_every_stop_token_of_the_generation_config_counts(folder):
     assert tokenizer.pad_token_id not in (0, 2)
 
 
+def test_a_pad_token_that_is_the_stop_token_is_replaced(folder):
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"pad_token": settings["eos_token"]}))
+    tokenizer = chat.load_tokenizer(folder)
+    assert tokenizer.eos_token == settings["eos_token"]
+    assert tokenizer.pad_token not in (tokenizer.eos_token, tokenizer.bos_token)
+
+
 def test_a_tokenizer_without_chat_template_is_refused(folder):
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(Refusal, match="has no chat template"):
