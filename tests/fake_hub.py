@@ -24,7 +24,7 @@ def fake_hub(folder: Path, name: str, gated: bool = False):
             path = self.path.split("?")[0]
             if f"/{name}" not in path:
                 self.answer(401, {"X-Error-Code": "RepoNotFound"})
-            elif path.startswith("/api/") and COMMIT not in path and not path.endswith((name, "/auth-check", "/revision/main")):
+            elif path.startswith("/api/") and COMMIT not in path and not of_main:
                 self.answer(404, {"X-Error-Code": "RevisionNotFound"})
             elif path.endswith("/auth-check"):
                 self.answer(403 if gated else 200, {"X-Error-Code": "GatedRepo"} if gated else {})
