@@ -22,6 +22,7 @@ def fake_hub(folder: Path, name: str, gated: bool = False):
         def do_GET(self) -> None:
             asked.append(self.path)
             path = self.path.split("?")[0]
+            of_main = path.endswith((name, "/auth-check", "/revision/main"))
             if f"/{name}" not in path:
                 self.answer(401, {"X-Error-Code": "RepoNotFound"})
             elif path.startswith("/api/") and COMMIT not in path and not of_main:
