@@ -91,7 +91,7 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, prompt: bo
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """The ids of text that holds its special tokens already."""
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
@@ -112,7 +112,8 @@ def encode(tokenizer: PreTrainedTokenizerBase, messages: Messages, stops: Sequen
     if not messages or messages[-1]["role"] != "assistant":
         raise Unusable("the last message is not the assistant's")
     text = render(tokenizer, messages)
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    # verbose: it would warn of rows that are longer than the model's context, which are counted anyway
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids, offsets = encoding["input_ids"], encoding["offset_mapping"]
     labels = [IGNORED] * len(ids)
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]

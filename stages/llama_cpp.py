@@ -28,8 +28,6 @@ from stages.console import Refusal
 VERSION = "0.3.36"  # of the sdist llama-cpp-python, which carries the tree of llama.cpp
 TOOLS = ("llama-quantize", "llama-imatrix", "llama-perplexity", "llama-server")
 CONVERTER = "convert_hf_to_gguf.py"
-# Types that llama-quantize refuses to make without an importance matrix.
-NEEDS_MATRIX = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "Q2_K_S")
 SMALLEST_LOGPROB = -103.0  # a float32 probability below exp of this is 0
 
 

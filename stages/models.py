@@ -1,15 +1,19 @@
 """Loading models: in 4 bits, as training and the scoring of the adapter need them; plain; without weights."""
 
+import logging
 from pathlib import Path
 
 import torch
 from bitsandbytes.nn import Linear4bit
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
+from stages.base_model import weights_bytes
 from stages.console import Refusal
 from stages.params import Lora, Quantization
 
 QUANTIZATION = "quantization.json"
+# It says at each start that an optional kernel from the hub is not installed.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def quantization_config(quantization: Quantization) -> BitsAndBytesConfig:
@@ -50,11 +54,13 @@ def load_base(folder: Path, quantization: Quantization, attention: str = "sdpa")
 
 
 def load_plain(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """Load the model in `folder` without quantization, on the GPU if there is one."""
+    """Load the model in `folder` without quantization, on the GPU if there is one that it fits, with a tenth to spare."""
+    needed = weights_bytes(folder) * 1.1
+    fits = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > needed
     return AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,
-        device_map={"": 0 if torch.cuda.is_available() else "cpu"},
+        device_map={"": 0 if fits else "cpu"},
         trust_remote_code=False,
     )
 

@@ -87,7 +87,7 @@ def check(row_id: str, row: dict, data: Data, tokenizer, stops: list[int], max_l
 
 
 class Index:
-    """Accepted rows: their text in a temporary file, and in memory only what splitting needs (about 150 bytes a row)."""
+    """Accepted rows: their text in a temporary file, and in memory what splitting needs (about 150 bytes a row)."""
 
     def __init__(self, path: Path):
         self.path = path

@@ -23,7 +23,7 @@ import torch
 from datasets import disable_progress_bars
 from peft import LoraConfig
 from tqdm import tqdm
-from transformers import TrainerCallback, set_seed
+from transformers import PrinterCallback, TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
@@ -171,18 +171,28 @@ COMPLETE = "complete"  # an empty file, written into a checkpoint when all else 
 
 
 class Guard(TrainerCallback):
-    """Stops a run that has gone wrong before it can spoil a checkpoint, and one that was asked to end after saving."""
+    """Shows the progress; stops a run that has gone wrong before it can spoil a checkpoint, and one that was asked to
+    end after saving."""
 
     def __init__(self):
         self.terminated = False
+        self.shown: dict[str, str] = {}
         signal.signal(signal.SIGTERM, self._terminate)
 
     def _terminate(self, *_) -> None:
         self.terminated = True
         print("\nSIGTERM: writing a checkpoint after this step", flush=True)
 
+    def on_train_begin(self, args, state, control, **_) -> None:
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit=" steps")
+
+    def on_train_end(self, args, state, control, **_) -> None:
+        self.bar.close()
+
     def on_log(self, args, state, control, logs, **_) -> None:
         """Log comes before save, so a step that is not finite never reaches a checkpoint."""
+        self.shown |= {name: f"{logs[name]:.3f}" for name in ("loss", "eval_loss") if name in logs}
+        self.bar.set_postfix(self.shown)
         for name in ("loss", "grad_norm", "eval_loss"):
             if not math.isfinite(float(logs.get(name, 0.0))):
                 raise Refusal(
@@ -191,6 +201,7 @@ class Guard(TrainerCallback):
                 )
 
     def on_step_end(self, args, state, control, **_) -> None:
+        self.bar.update()
         if self.terminated:
             control.should_save = control.should_training_stop = True
 
@@ -204,6 +215,7 @@ class Trainer(SFTTrainer):
     def __init__(self, *args, **kwargs):
         self.guard = Guard()
         super().__init__(*args, callbacks=[self.guard], **kwargs)
+        self.remove_callback(PrinterCallback)
 
     @property
     def interrupted(self) -> bool:
@@ -274,6 +286,7 @@ def make_trainer(params: Params, base: Path, tokenizer, rows, steps, layout: Lay
         save_steps=train.checkpoint_steps,
         save_total_limit=2,
         report_to="none",
+        disable_tqdm=True,  # the guard shows one bar, not a line a step
     )
     if layout.compiled:
         attention = fast_path.attention_implementation(torch.device("cuda"))

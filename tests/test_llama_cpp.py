@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaC
 from stages import base_model, chat, convert_gguf, gguf_file, llama_cpp, parity, quantize_gguf
 from stages.console import Refusal
 from stages.outputs import write_json
-from stages.params import EMBEDDED, Model
+from stages.params import EMBEDDED, NEEDS_MATRIX, Model
 
 CONVERSATION = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "SELECT 1"}]
 OTHER_TEMPLATE = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
@@ -181,7 +181,7 @@ def test_a_file_of_another_model_is_no_quantization_of_it(gguf, tmp_path):
         gguf_file.check_quantized(other, gguf)
 
 
-@pytest.mark.parametrize("type_", llama_cpp.NEEDS_MATRIX)
+@pytest.mark.parametrize("type_", NEEDS_MATRIX)
 def test_types_that_need_a_matrix_are_refused_by_the_tool_and_before_it(gguf, tmp_path, type_, monkeypatch):
     with pytest.raises(Refusal, match="imatrix"):
         llama_cpp.quantize(gguf, tmp_path / "model.gguf", type_)
