@@ -54,7 +54,7 @@ def load_base(folder: Path, quantization: Quantization, attention: str = "sdpa")
 
 
 def load_plain(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """Load the model in `folder` without quantization, on the GPU if there is one that it fits, with a tenth to spare."""
+    """Load the model in `folder` without quantization, on the GPU if it fits there with a tenth to spare."""
     needed = weights_bytes(folder) * 1.1
     fits = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > needed
     return AutoModelForCausalLM.from_pretrained(

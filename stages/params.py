@@ -82,7 +82,7 @@ class Lora(Section):
     dropout: Share = 0.0
     target_modules: Literal["all-linear"] | list[str] = "all-linear"
     use_rslora: bool = False
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
 
     @field_validator("target_modules")
     @classmethod
