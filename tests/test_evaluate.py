@@ -1,0 +1,85 @@
+"""evaluate and report: batches answer as single prompts do, scores are the model's own, tables show what is there."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import refused
+from transformers import AutoModelForCausalLM
+
+from stages import evaluate, hf_inference, report
+from stages.chat import IGNORED, Encoded
+from stages.hf_inference import Answer, Score
+
+STOP = 2
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model):
+    return AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+
+
+def prompts(count: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(10, 40000, (3 + at % 7,), generator=generator).tolist() for at in range(count)]
+
+
+def test_a_batch_answers_as_single_prompts_do(model):
+    def generate(batch_size: int) -> list[Answer]:
+        return hf_inference.generate(model, prompts(9), [STOP], 0, 6, batch_size, lambda done: None)[0]
+
+    assert generate(4) == generate(1)
+    assert all(len(answer.ids) == 6 and not answer.stopped for answer in generate(4))
+
+
+def test_an_answer_ends_before_its_stop_token(model):
+    (free,), _ = hf_inference.generate(model, prompts(1), [STOP], 0, 6, 1, lambda done: None)
+    stop = free.ids[3]
+    (answer,), _ = hf_inference.generate(model, prompts(1), [STOP, stop], 0, 6, 1, lambda done: None)
+    assert answer.stopped
+    assert answer.ids == free.ids[: free.ids.index(stop)]
+
+
+def test_scores_of_packed_rows_are_those_of_each_row_alone(model):
+    rows = [Encoded(ids, [IGNORED] * 2 + ids[2:]) for ids in prompts(12)]
+    scores = hf_inference.score(model, rows, lambda done: None)
+    for row, score in zip(rows, scores, strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([row.input_ids])).logits[0]
+        expected = torch.nn.functional.cross_entropy(logits[1:-1], torch.tensor(row.input_ids[2:]), reduction="sum")
+        assert score.tokens == len(row.input_ids) - 2
+        assert score.nll == pytest.approx(float(expected), rel=1e-4)
+        assert score.top1 == int((logits[1:-1].argmax(-1) == torch.tensor(row.input_ids[2:])).sum())
+
+
+def test_language_metrics_are_means_over_tokens_and_rows():
+    answers = [Answer([5, 6], True), Answer([5, 6, 7, 8], False)]
+    metrics = evaluate.language_metrics(answers, [Score(1, 1.0, 1), Score(3, 5.0, 0)])
+    assert metrics == {
+        "loss": 1.5,
+        "perplexity": round(math.exp(1.5), 4),
+        "next_token_accuracy": 0.25,
+        "stop_rate": 0.5,
+        "answer_tokens": 3.0,
+        "rows": 2,
+    }
+
+
+def test_an_artifact_that_is_not_there_names_what_makes_it(workspace):
+    sentence = refused(workspace.run("evaluate", "--artifact", "merged"))
+    assert sentence == "models/merged is not there; run `dvc repro evaluate@merged`, which makes it first"
+
+
+def test_the_table_has_a_column_for_each_measure_that_all_artifacts_have():
+    common = {"loss": 0.1234, "stop_rate": 1.0, "tokens_per_second": 1234.5, "size_mb": 269.06}
+    table = report.markdown_table({"base": common | {"execution_accuracy": 0.0}, "Q8_0": common})
+    head, rule, base, _ = table.splitlines()
+    assert [cell.strip() for cell in head.strip("|").split("|")] == ["artifact", "loss", "stops", "tokens/s", "MB"]
+    assert [cell.strip() for cell in base.strip("|").split("|")] == ["base", "0.123", "100.0%", "1,234.5", "269.1"]
+    assert len(rule) == len(head)
+
+
+def test_a_missing_metric_names_what_makes_it():
+    with pytest.raises(report.Refusal, match=r"run `dvc repro evaluate@Q8_0`"):
+        report.read_metrics(Path("metrics/Q8_0.json"))

@@ -1,0 +1,110 @@
+"""quantize-load-train on the tiny model: what is refused, what a signal leaves, and that validating changes nothing."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import refused
+from safetensors.torch import load_file, save_file
+
+from stages import base_model, prepare_dataset
+from stages.outputs import write_json
+from stages.params import Model
+
+
+@pytest.fixture
+def prepared(workspace, monkeypatch):
+    """The workspace with base.json and the prepared rows."""
+    monkeypatch.chdir(workspace.path)
+    model = Model(id="./tiny")
+    write_json(Path("models/base/base.json"), base_model.describe(model, base_model.fetch(model)))
+    prepare_dataset.main()
+    return workspace
+
+
+def adapter(workspace) -> dict[str, torch.Tensor]:
+    return load_file(workspace.path / "models/adapter/adapter_model.safetensors")
+
+
+def test_a_run_writes_adapter_curve_and_record(prepared):
+    done = prepared.run("quantize_load_train")
+    assert done.returncode == 0, done.stderr
+    assert any(bool(tensor.any()) for name, tensor in adapter(prepared).items() if "lora_B" in name)
+    with (prepared.path / "results/train/log.csv").open() as file:
+        steps = list(csv.DictReader(file))
+    assert [step["step"] for step in steps] == ["1", "2", "3"]
+    assert all(float(step["loss"]) > 0 for step in steps)
+    assert steps[1]["eval_loss"]
+    assert not steps[0]["eval_loss"]
+    metrics = json.loads((prepared.path / "results/train/metrics.json").read_text())
+    # r (in + out) of q, k, v, o, gate, up and down, in both layers
+    widths = [64 + 64, 64 + 32, 64 + 32, 64 + 64, 64 + 128, 64 + 128, 128 + 64]
+    assert metrics["trainable_parameters"] == 2 * 2 * sum(widths)
+    assert metrics["rows"] == 12
+    lines = (prepared.path / "data/prepared/train.jsonl").read_text().splitlines()
+    assert metrics["tokens"] <= sum(json.loads(line)["tokens"] for line in lines)
+    config = json.loads((prepared.path / "models/adapter/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "./tiny"  # and no path of this machine
+    environment = (prepared.path / "results/train/environment.json").read_text()
+    assert str(prepared.path) not in environment
+    assert not list((prepared.path / ".checkpoints").iterdir())
+
+
+def test_a_module_that_the_model_lacks_is_refused(prepared):
+    prepared.set({"lora.target_modules": ["q_proj", "c_attn"]})
+    sentence = refused(prepared.run("quantize_load_train"))
+    assert sentence.startswith(
+        "lora.target_modules: this model has no linear layer c_attn; it has down_proj, gate_proj"
+    )
+
+
+def test_a_loss_that_is_no_number_stops_the_run(prepared):
+    path = prepared.path / "tiny/model.safetensors"
+    tensors = load_file(path)
+    tensors["model.norm.weight"][0] = float("nan")
+    save_file(tensors, path, {"format": "pt"})
+    sentence = refused(prepared.run("quantize_load_train"))
+    assert sentence.startswith("loss is nan at step 1; the last good checkpoint is kept")
+    assert not (prepared.path / "models/adapter").exists()
+    assert not list(prepared.path.glob(".checkpoints/*/checkpoint-*"))
+
+
+def test_validating_in_between_changes_nothing(prepared):
+    """bitsandbytes may repack weights for inference on a CPU, after which gradients were wrong."""
+    prepared.set({"quantization.compute_dtype": "bfloat16", "train.max_steps": 4, "train.eval_steps": 100})
+    assert prepared.run("quantize_load_train").returncode == 0
+    without = adapter(prepared)
+    prepared.set({"train.eval_steps": 1})
+    assert prepared.run("quantize_load_train").returncode == 0
+    between = adapter(prepared)
+    assert all(torch.equal(without[name], between[name]) for name in without)
+
+
+def test_sigterm_leaves_a_checkpoint_to_go_on_from(prepared):
+    prepared.set(
+        {"train.max_steps": None, "train.epochs": 200, "train.checkpoint_steps": 1000, "train.eval_steps": 1000}
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "stages.quantize_load_train"],
+        cwd=prepared.path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    seen = ""
+    while "loss=" not in seen:  # the first step is done
+        seen += process.stderr.read(1)
+    begin = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, rest = process.communicate(timeout=60)
+    assert time.monotonic() - begin < 30
+    assert process.returncode == 1
+    assert "error: interrupted after step" in rest
+    assert len(list(prepared.path.glob(".checkpoints/*/checkpoint-*/complete"))) == 1
+    assert not (prepared.path / "models/adapter").exists()
