@@ -26,6 +26,7 @@ llama.cpp: $(VENV)/installed ## llama.cpp's tools: found, or built once into a p
 	@python -m stages.llama_cpp_install
 
 repro: setup ## run the pipeline: what changed, and what depends on it
+	@python -m stages.params
 	dvc repro
 
 test: setup ## the tests, on a tiny model; no GPU and no hub needed

@@ -32,13 +32,16 @@ def fetch(model: Model) -> Path:
     if model.is_embedded:
         folder = _embedded()
     elif model.is_local:
-        folder = Path(model.id).expanduser()
+        # From the repository that a person works in, also where DVC runs a stage in a temporary copy of it.
+        folder = Path(os.environ.get("DVC_ROOT", ".")) / Path(model.id).expanduser()
         if not folder.is_dir():
             raise Refusal(f"model.id: there is no folder {model.id}; name one that holds config.json and safetensors")
     else:
         folder = hub.download("model", model.id, model.revision, HUB_FILES)
     if not (folder / "config.json").is_file():
         raise Refusal(f"model.id: {model.id} has no config.json, so it is not a transformers model")
+    if "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8")):
+        raise Refusal(f"model.id: {model.id} is quantized already; take its full-precision original")
     if not list(folder.glob("*.safetensors")):
         raise Refusal(
             f"model.id: {model.id} has no .safetensors file; pickled weights (.bin, .pt) are refused because loading "
@@ -76,8 +79,16 @@ def locate(record_folder: Path) -> Path:
 
 
 def weights_bytes(folder: Path) -> int:
-    """Size of all safetensors files in bytes."""
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    """Size of all weights in bytes."""
+    return sum(path.stat().st_size for path in shards(folder))
+
+
+def shards(folder: Path) -> list[Path]:
+    """The safetensors files that hold the weights: those of the index if there is one, as some folders hold a copy."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return sorted(folder.glob("*.safetensors"))
+    return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
 
 
 def _sha256(path: Path, bar: tqdm) -> str:

@@ -118,8 +118,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, messages: Messages, stops: Sequen
     labels = [IGNORED] * len(ids)
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     for i in answers:
-        start, end = len(render(tokenizer, messages[:i], prompt=True)), len(render(tokenizer, messages[: i + 1]))
-        if not text.startswith(render(tokenizer, messages[:i], prompt=True)):
+        prompt = render(tokenizer, messages[:i], prompt=True)
+        start, end = len(prompt), len(render(tokenizer, messages[: i + 1]))
+        if not text.startswith(prompt):
             if i == answers[-1]:
                 raise Unusable("chat template: the rendered conversation does not start with its prompt")
             continue  # the template shortens earlier turns (drops their reasoning, say): learn the last one only
@@ -134,6 +135,14 @@ def encode(tokenizer: PreTrainedTokenizerBase, messages: Messages, stops: Sequen
     if ids[: encoded.prompt_length] != encode_prompt(tokenizer, messages[:-1]):
         raise Unusable("tokenizer: a token spans the end of the prompt and the start of the answer")
     return encoded
+
+
+def cut(row: Encoded, max_length: int) -> Encoded:
+    """The row's first `max_length` tokens, without what is left behind the last supervised one."""
+    labels = row.labels[:max_length]
+    while labels and labels[-1] == IGNORED:
+        labels.pop()
+    return Encoded(row.input_ids[: len(labels)], labels)
 
 
 def _spare_token(tokenizer: PreTrainedTokenizerBase, stops: Sequence[int]) -> str:

@@ -30,6 +30,10 @@ def run_stage(main: Callable[[], None]) -> None:
         sys.exit(f"error: {refusal}")
     except KeyboardInterrupt:
         sys.exit("error: interrupted; run `dvc repro` again to go on")
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which need not be imported for this
+            raise
+        sys.exit("error: the GPU's memory is full: set train.memory to low, or lower evaluate.batch_size")
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

@@ -129,7 +129,7 @@ def llama_cpp() -> Iterator[Finding]:
     try:
         tools = llama_cpp.find()
     except Refusal as refusal:
-        if "LLAMA_CPP_DIR" in os.environ:
+        if os.environ.get("LLAMA_CPP_DIR"):
             yield Finding(PROBLEM, "llama.cpp", str(refusal))
             return
         yield Finding(WARNING, "llama.cpp", "not built yet", "`make llama.cpp` (part of `make repro`) builds it once")
@@ -177,7 +177,9 @@ def gpu(params) -> Finding:
         f"capability {major}.{minor}, {'bf16' if bf16 else 'no bf16'}"
     )
     if params and not bf16 and params.quantization.compute_dtype == "bfloat16":
-        return Finding(WARNING, "GPU", figure, "bf16 is emulated, slowly: set quantization.compute_dtype to float16")
+        return Finding(
+            WARNING, "GPU", figure, "bf16 is emulated, slowly: a GPU of compute capability 8.0 or newer computes it"
+        )
     return Finding(OK, "GPU", figure)
 
 
@@ -366,7 +368,7 @@ def merge_memory(params, model: BaseModel) -> Finding:
     if torch.cuda.is_available():
         free = torch.cuda.mem_get_info()[0]
         figure = f"about {gb(shards)} of RAM, {gb(ram)} available; {gb(whole)} on the GPU, {gb(free)} free"
-        fits = shards <= ram and whole <= free
+        fits = shards <= ram and (whole * 1.1 < free or whole <= ram)
     else:
         figure = f"about {gb(max(shards, whole))} of RAM, {gb(ram)} available"
         fits = max(shards, whole) <= ram

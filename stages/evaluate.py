@@ -38,7 +38,7 @@ def main() -> None:
     tokenizer = chat.load_tokenizer(base)
     stops = chat.stop_ids(tokenizer, base)
     rows = [json.loads(line) for line in TEST_ROWS.read_text(encoding="utf-8").splitlines()]
-    encoded = [chat.encode(tokenizer, row["messages"], stops) for row in rows]
+    encoded = [chat.cut(chat.encode(tokenizer, row["messages"], stops), params.train.max_length) for row in rows]
     prompts = [row.input_ids[: row.prompt_length] for row in encoded]
 
     if (folder / "model.gguf").is_file():

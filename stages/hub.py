@@ -10,6 +10,7 @@ from stages.console import Refusal
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 Kind = Literal["model", "dataset"]
+COPIES = ["consolidated*"]  # the same weights once more, in a format of their maker's
 SECTION = {"model": "model", "dataset": "data"}  # of params.yaml
 FIELD = {"model": "model.id", "dataset": "data.source"}
 NOUN = {"model": "model", "dataset": "data set"}
@@ -31,7 +32,9 @@ def download(kind: Kind, name: str, revision: str | None, patterns: Sequence[str
             f"{revision or 'its main branch'} is now {commit}: set {SECTION[kind]}.revision to that"
         )
     with explained(kind, name, revision):
-        return Path(snapshot_download(name, repo_type=kind, revision=revision, allow_patterns=patterns))
+        return Path(
+            snapshot_download(name, repo_type=kind, revision=revision, allow_patterns=patterns, ignore_patterns=COPIES)
+        )
 
 
 @contextmanager

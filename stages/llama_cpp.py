@@ -227,8 +227,7 @@ def last_lines(text: str, count: int = 20) -> str:
 
 def _start(command: list[str], environment: dict[str, str] | None = None, **options) -> subprocess.Popen:
     """Start `command` so that it ends when this process ends, even by SIGKILL (Linux: parent-death signal)."""
-    # Threads that spin while they wait for each other are four times slower than sleeping ones on a busy machine.
-    options["env"] = {"OMP_WAIT_POLICY": "PASSIVE"} | (environment or os.environ)
+    options["env"] = environment or os.environ
     if sys.platform == "linux":
         prctl = ctypes.CDLL(None).prctl
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)

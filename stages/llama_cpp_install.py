@@ -58,7 +58,7 @@ def main() -> None:
     try:
         tools = find()
     except Refusal:
-        if "LLAMA_CPP_DIR" in os.environ:
+        if os.environ.get("LLAMA_CPP_DIR"):
             raise  # the user said where they are
     else:
         if tools.converter is None:

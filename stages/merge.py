@@ -34,7 +34,7 @@ def main() -> None:
     params = load_params()
     base = base_model.locate(ADAPTER)
     updates = read_updates(ADAPTER)
-    shards = sorted(base.glob("*.safetensors"))
+    shards = base_model.shards(base)
     quantization = models.read_quantization(ADAPTER)
     check_space(shards, params.merge)
     tokenizer = chat.load_tokenizer(base)
@@ -191,6 +191,8 @@ def check_against_adapter(
     with_adapter = logits(PeftModel.from_pretrained(model, ADAPTER), rows)
     del model
     gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     after_merge = logits(models.load_plain(merged, dtype), rows)
     pairs = list(zip(with_adapter, after_merge, strict=True))
     difference = sum(float((x - y).abs().mean() / x.std()) for x, y in pairs) / len(pairs)

@@ -1,6 +1,5 @@
 """Loading models: in 4 bits, as training and the scoring of the adapter need them; plain; without weights."""
 
-import logging
 from pathlib import Path
 
 import torch
@@ -12,8 +11,6 @@ from stages.console import Refusal
 from stages.params import Lora, Quantization
 
 QUANTIZATION = "quantization.json"
-# It says at each start that an optional kernel from the hub is not installed.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def quantization_config(quantization: Quantization) -> BitsAndBytesConfig:

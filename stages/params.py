@@ -10,11 +10,12 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.reader import ReaderError
 
-from stages.console import Refusal
+from stages.console import Refusal, run_stage
 
 EMBEDDED = "embedded/SmolLM2-135M-Instruct"
 Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
 
 
 class Section(BaseModel):
@@ -52,7 +53,7 @@ class Data(Section):
     split: str = "train"
     test_source: str | None = None  # a file with the test rows; null: they are split off `source`
     task: Literal["text-to-sql", "chat"]
-    dialect: Literal["sqlite", "postgres", "mysql"] = "sqlite"
+    dialect: Literal["sqlite", "postgres", "mysql"]
     columns: Columns = Columns()
     system_prompt: str | None = None
     user_prompt: str = "{context}\n\n{question}"
@@ -63,7 +64,7 @@ class Data(Section):
     test_rows: Count | None = None
     near_duplicates: Literal["drop", "keep"] = "drop"
     overlong: Literal["drop", "truncate"] = "drop"
-    seed: int = 0
+    seed: Seed = 0
 
     @property
     def is_local(self) -> bool:
@@ -73,7 +74,7 @@ class Data(Section):
 class Quantization(Section):
     type: Literal["nf4", "fp4"] = "nf4"
     double_quantization: bool = True
-    compute_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"  # float16 overflows on some models
 
 
 class Lora(Section):
@@ -108,7 +109,7 @@ class Train(Section):
     compile: bool | Literal["auto"] = "auto"
     eval_steps: Count = 20
     checkpoint_steps: Count = 20
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Merge(Section):
@@ -118,8 +119,8 @@ class Merge(Section):
 
 class Gguf(Section):
     types: Annotated[list[str], Field(min_length=1)]
-    imatrix: bool = True
-    imatrix_rows: Count = 64
+    imatrix: bool
+    imatrix_rows: Count
 
     @field_validator("types")
     @classmethod
@@ -135,19 +136,19 @@ class Gguf(Section):
 
 class Evaluate(Section):
     artifacts: Annotated[list[str], Field(min_length=1)]
-    max_new_tokens: Count = 96
-    batch_size: Count = 32
-    databases: Count = 10
-    seed: int = 0
+    max_new_tokens: Count
+    batch_size: Count
+    databases: Count
+    seed: Seed
 
 
 class Params(Section):
     model: Model
     data: Data
-    quantization: Quantization = Quantization()
+    quantization: Quantization
     lora: Lora
     train: Train
-    merge: Merge = Merge()
+    merge: Merge
     gguf: Gguf
     evaluate: Evaluate
 
@@ -174,6 +175,11 @@ class Params(Section):
                 )
         if len(set(self.evaluate.artifacts)) < len(self.evaluate.artifacts):
             problems.append("evaluate.artifacts: lists an artifact twice")
+        for field in ("source", "test_source"):
+            name = getattr(self.data, field) or "data/raw/"
+            is_file = field == "test_source" or name.endswith((".jsonl", ".csv", ".parquet"))
+            if is_file and not name.startswith("data/raw/"):
+                problems.append(f"data.{field}: {name!r} must lie under data/raw")
         if self.data.task == "text-to-sql":
             for field in ("{context}", "{question}"):
                 if field not in self.data.user_prompt:
@@ -253,3 +259,7 @@ def _known_keys(location: list[str]) -> list[str]:
     for name in location:
         section = section.model_fields[name].annotation
     return list(section.model_fields)
+
+
+if __name__ == "__main__":  # `make repro` asks before DVC reads the file in its own way
+    run_stage(lambda: load_params() and None)

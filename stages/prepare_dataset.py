@@ -92,7 +92,7 @@ class Index:
     def __init__(self, path: Path):
         self.path = path
         self.file = path.open("w+b")
-        self.offsets, self.group_of = array("q"), array("q")
+        self.group_of = array("q")
         self.groups: dict[bytes, int] = {}
         self.is_test = bytearray()  # by group: is it in the test source?
         self.seen: set[bytes] = set()
@@ -114,12 +114,8 @@ class Index:
         number = self.groups[group]
         if self.is_test[number] and not from_test_source:
             raise rows.Rejected("its group stands in data.test_source")
-        self.offsets.append(self.file.tell())
         self.group_of.append(number)
         self.file.write(json.dumps(prepared, ensure_ascii=False).encode() + b"\n")
-
-    def __len__(self) -> int:
-        return len(self.offsets)
 
     def read(self) -> Iterator[dict]:
         self.file.seek(0)

@@ -89,7 +89,7 @@ def read_encoded(path: Path, train: Train, tokenizer, stops: list[int]) -> list[
     with path.open(encoding="utf-8") as file:
         for line in tqdm(file, desc=f"tokenize {path.stem}", unit=" rows"):
             row = chat.encode(tokenizer, json.loads(line)["messages"], stops)
-            encoded.append(chat.Encoded(row.input_ids[: train.max_length], row.labels[: train.max_length]))
+            encoded.append(chat.cut(row, train.max_length))
     return encoded
 
 
@@ -101,8 +101,7 @@ def plan_steps(encoded: list[chat.Encoded], pack_tokens: int, train: Train) -> l
 
 @dataclass(frozen=True)
 class Layout:
-    """How a run goes through the device. `recomputed_layers` counts if `compiled`; otherwise all layers are recomputed
-    or none."""
+    """How a run goes through the device. `recomputed_layers` counts if `compiled`; otherwise a GPU recomputes all."""
 
     pack_tokens: int
     recomputed_layers: int = 0
@@ -116,7 +115,8 @@ def lay_out(skeleton, lengths: list[int], params: Params) -> Layout:
     """
     train, lora = params.train, params.lora
     if not torch.cuda.is_available():
-        return Layout(CPU_PACK_TOKENS if train.micro_batch_tokens == "auto" else train.micro_batch_tokens)
+        auto = max(CPU_PACK_TOKENS, *lengths)
+        return Layout(auto if train.micro_batch_tokens == "auto" else train.micro_batch_tokens)
     shape = memory_plan.shape_of(skeleton, lora.r, lora.target_modules, getattr(torch, lora.dtype).itemsize)
     free = torch.cuda.mem_get_info()[0]
     steps = packing.plan(lengths, train.batch_size, sum(lengths), train.epochs, train.max_steps, train.seed)
@@ -130,6 +130,11 @@ def lay_out(skeleton, lengths: list[int], params: Params) -> Layout:
         compiled = memory_plan.compilation_pays(shape, plan, free, train.optimizer, sum(step_tokens), rate)
     if not compiled:
         plan = memory_plan.predict(shape, plan.pack_tokens, shape.layers, train.optimizer, compiled=False)
+        if plan.peak > free:
+            raise Refusal(
+                f"training without compiled layers needs about {plan.peak / 1e9:.1f} GB of GPU memory and "
+                f"{free / 1e9:.1f} GB are free: set train.compile to auto, or lower train.micro_batch_tokens"
+            )
     parts = ", ".join(f"{name} {getattr(plan, name) / 1e9:.2f}" for name in MEMORY_PARTS)
     minutes = memory_plan.seconds(shape, plan, sum(step_tokens), rate) / 60
     print(
@@ -212,9 +217,10 @@ class Guard(TrainerCallback):
 class Trainer(SFTTrainer):
     """trl's trainer, with the guard in place and no model card in its checkpoints."""
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, adapter_dtype: torch.dtype, **kwargs):
         self.guard = Guard()
-        super().__init__(*args, callbacks=[self.guard], **kwargs)
+        self.adapter_dtype = adapter_dtype
+        super().__init__(callbacks=[self.guard], **kwargs)
         self.remove_callback(PrinterCallback)
 
     @property
@@ -233,6 +239,16 @@ class Trainer(SFTTrainer):
         logits = model(**inputs, use_cache=False, logits_to_keep=where).logits[0].float()
         loss = torch.nn.functional.cross_entropy(logits, labels[where], reduction="sum")
         return loss / max(1, len(where) if num_items_in_batch is None else int(num_items_in_batch))
+
+    def cast_adapter(self) -> None:
+        """Let the adapter have the precision that was asked for: trl makes it bfloat16, PEFT float32."""
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(self.adapter_dtype)
+
+    def _load_from_checkpoint(self, *args, **kwargs) -> None:
+        super()._load_from_checkpoint(*args, **kwargs)
+        self.cast_adapter()
 
     def create_model_card(self, *args, **kwargs) -> None:
         pass
@@ -274,10 +290,8 @@ def make_trainer(params: Params, base: Path, tokenizer, rows, steps, layout: Lay
         max_grad_norm=train.max_grad_norm,
         optim={"adamw": "adamw_torch_fused" if on_gpu else "adamw_torch"}.get(train.optimizer, train.optimizer),
         bf16=params.quantization.compute_dtype == "bfloat16",
-        fp16=params.quantization.compute_dtype == "float16",
         use_cpu=not on_gpu,
-        # Compiled layers recompute inside.
-        gradient_checkpointing=on_gpu and not layout.compiled and train.memory != "high",
+        gradient_checkpointing=on_gpu and not layout.compiled,  # compiled layers recompute inside
         logging_steps=1,
         logging_nan_inf_filter=False,
         eval_strategy="steps",
@@ -288,11 +302,14 @@ def make_trainer(params: Params, base: Path, tokenizer, rows, steps, layout: Lay
         report_to="none",
         disable_tqdm=True,  # the guard shows one bar, not a line a step
     )
+    _ = config.device  # settles the number of GPUs, by which the trainer would multiply the packs of a batch
+    config._n_gpu = min(config._n_gpu, 1)
     if layout.compiled:
         attention = fast_path.attention_implementation(torch.device("cuda"))
     else:
         attention = "sdpa" if on_gpu else packed_attention.NAME
     trainer = Trainer(
+        getattr(torch, lora.dtype),
         model=models.load_base(base, params.quantization, attention),
         args=config,
         train_dataset=datasets["train"],
@@ -307,9 +324,7 @@ def make_trainer(params: Params, base: Path, tokenizer, rows, steps, layout: Lay
             task_type="CAUSAL_LM",
         ),
     )
-    for parameter in trainer.model.parameters():
-        if parameter.requires_grad:  # trl makes the adapter of a quantized model bfloat16
-            parameter.data = parameter.data.to(getattr(torch, lora.dtype))
+    trainer.cast_adapter()
     if layout.compiled:
         fast_path.speed_up(trainer.model, layout.recomputed_layers)
     return trainer

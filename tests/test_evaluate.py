@@ -1,7 +1,6 @@
 """evaluate and report: batches answer as single prompts do, scores are the model's own, tables show what is there."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -80,6 +79,6 @@ def test_the_table_has_a_column_for_each_measure_that_all_artifacts_have():
     assert len(rule) == len(head)
 
 
-def test_a_missing_metric_names_what_makes_it():
+def test_a_missing_metric_names_what_makes_it(tmp_path):
     with pytest.raises(report.Refusal, match=r"run `dvc repro evaluate@Q8_0`"):
-        report.read_metrics(Path("metrics/Q8_0.json"))
+        report.read_metrics(tmp_path / "Q8_0.json")

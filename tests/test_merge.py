@@ -24,7 +24,7 @@ def trained(workspace, monkeypatch):
     # In two shards, as large models are.
     model = AutoModelForCausalLM.from_pretrained("tiny", dtype=torch.bfloat16)
     Path("tiny/model.safetensors").unlink()
-    model.save_pretrained("tiny", max_shard_size="6500KB")
+    model.save_pretrained("tiny", max_shard_size="6350KB")
     assert len(list(Path("tiny").glob("*.safetensors"))) > 1
     record = base_model.describe(Model(id="./tiny"), Path("tiny"))
     write_json(Path("models/base/base.json"), record)
@@ -46,6 +46,7 @@ def weights(folder: str) -> dict[str, torch.Tensor]:
 
 
 def test_full_base_adds_the_update_to_the_original_weights(trained):
+    trained.set({"merge.base": "full"})
     merge.main()
     before, after = weights("tiny"), weights("models/merged")
     updates = merge.read_updates(Path("models/adapter"))
@@ -107,7 +108,7 @@ def test_a_quantized_base_is_refused(trained):
     path.write_text(json.dumps(config))
     record = base_model.describe(Model(id="./tiny"), Path("tiny"))
     write_json(Path("models/adapter/base.json"), record)
-    refused("the base model is quantized already")
+    refused("is quantized already; take its full-precision original")
 
 
 def test_a_broken_shard_is_refused(trained):

@@ -12,8 +12,8 @@ from stages import rows
 from stages.console import Refusal
 from stages.params import Data
 
-SQL = Data(source="data/raw/rows.jsonl", task="text-to-sql", user_prompt="{context} | {question}")
-CHAT = Data(source="data/raw/rows.jsonl", task="chat")
+SQL = Data(source="data/raw/rows.jsonl", dialect="sqlite", task="text-to-sql", user_prompt="{context} | {question}")
+CHAT = Data(source="data/raw/rows.jsonl", dialect="sqlite", task="chat")
 TEXT = CHAT.model_copy(update={"columns": CHAT.columns.model_copy(update={"text": "text"})})
 ROWS = [
     {
