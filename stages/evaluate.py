@@ -135,15 +135,13 @@ def run_gguf(gguf: Path, rows: list[chat.Encoded], params: Params) -> Results:
 
     def answer_and_score(row: chat.Encoded) -> tuple[Answer, Score, float]:
         # Together, because a thread keeps to one slot of the server and finds the prompt in its cache.
-        prompt, gold = row.input_ids[: row.prompt_length], row.input_ids[row.prompt_length :]
         begin = time.monotonic()
-        completion = server.complete(prompt, limit)
+        completion = server.complete(row.input_ids[: row.prompt_length], limit)
         seconds = time.monotonic() - begin
-        return (
-            Answer(completion.tokens, completion.stopped),
-            gguf_score(server.score(prompt, gold, distance.COUNT), gold),
-            seconds,
-        )
+        supervised = [at for at, label in enumerate(row.labels) if label != chat.IGNORED]
+        scored = server.score(row.input_ids, supervised, distance.COUNT)
+        gold = [row.input_ids[at] for at in supervised]
+        return Answer(completion.tokens, completion.stopped), gguf_score(scored, gold), seconds
 
     def first_token(row: chat.Encoded) -> float:
         begin = time.monotonic()
@@ -163,7 +161,7 @@ def run_gguf(gguf: Path, rows: list[chat.Encoded], params: Params) -> Results:
 
 
 def gguf_score(tokens: list[Scored], gold: list[int]) -> Score:
-    """What llama-server gave the tokens of one row, `gold`, as transformers' scores are kept."""
+    """What llama-server gave the supervised tokens of one row, `gold`, in the form of transformers' scores."""
     top = np.array([token.top for token in tokens])  # (tokens, COUNT, 2)
     ids = top[:, :, 0].astype(np.int32)
     top1 = int((ids[:, 0] == gold).sum())
@@ -211,6 +209,7 @@ def sql_metrics(rows: list[dict], texts: list[str], predictions: list[dict], par
         )
     for prediction, judged in zip(predictions, verdicts, strict=True):
         prediction |= {"strict": judged.strict, "lenient": judged.lenient, "exact": judged.exact, "error": judged.error}
+        prediction["judged"] = judged.gold is None  # else the gold query itself is no measure
     totals = verdict.totals(verdicts)
     return {
         "execution_accuracy": totals["strict"],

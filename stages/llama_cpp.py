@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -343,12 +344,12 @@ class Server:
             predicted_ms=timings["predicted_ms"],
         )
 
-    def score(self, prompt_ids: list[int], completion_ids: list[int], count: int) -> list[Scored]:
-        """Teacher forcing: what the model gives each id of the completion, all ids before it being as given."""
-        return [
-            self._score_next(prompt_ids + completion_ids[:number], forced, count)
-            for number, forced in enumerate(completion_ids)
-        ]
+    def score(self, ids: list[int], positions: Sequence[int], count: int) -> list[Scored]:
+        """Teacher forcing: what the model gives the id at each position (from 1), all ids before it being as given.
+
+        With each id come the `count` most probable ones.
+        """
+        return [self._score_next(ids[:position], ids[position], count) for position in positions]
 
     def _score_next(self, ids: list[int], forced: int, count: int) -> Scored:
         # A bias leaves the sampler no choice; the probabilities that are reported are those before it. One id a
