@@ -247,7 +247,8 @@ def plain_table(metrics: dict[str, dict], columns: Mapping[str, str], found: Out
         text = show(name, metrics[artifact][name])
         if found and name in ("execution_accuracy", "loss") and found.has(artifact, name):
             interval = found.interval(artifact, name)
-            text += f" ({show(name, interval.low)} to {show(name, interval.high)})" if interval.low < math.inf else ""
+            if interval.low < interval.high:
+                text += f" ({show(name, interval.low)} to {show(name, interval.high)})"
         return text
 
     return table(["artifact", *columns], [[name, *(cell(name, key) for key in columns.values())] for name in metrics])
@@ -370,6 +371,8 @@ def show(name: str, value: float | None) -> str:
     """A metric's value as a person reads it."""
     if value is None or math.isnan(value):
         return "-"
+    if name in COST.values():
+        return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
     return f"{value:.1%}" if name in SHARES else number(value)
 
 
