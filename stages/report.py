@@ -65,11 +65,12 @@ def main() -> None:
             metrics[step.after] |= {name: round(interval.value, 5) for name, interval in step.distances.items()}
     checked = gates.check(params.evaluate.gates, metrics)
 
-    log = Path("results/train/log.csv").read_text()
+    with Path("results/train/log.csv").open(newline="") as file:
+        log = list(csv.DictReader(file))
     score = "execution_accuracy" if params.data.task == "text-to-sql" else "next_token_accuracy"
     write_json(Path("metrics/summary.json"), summarize(metrics, training, data, checked, score))
     outcomes.write(found)
-    write_text(Path("plots/loss.csv"), log)
+    write_csv(Path("plots/loss.csv"), loss_lines(log))
     write_csv(Path("plots/artifacts.csv"), artifact_lines(metrics, found, score))
     write_csv(Path("plots/outcomes.csv"), outcome_lines(predictions))
     text = [
@@ -179,6 +180,16 @@ def summarize(metrics: dict[str, dict], training: dict, data: dict, checked: lis
         "data": {f"{split}_rows": data["rows"][split] for split in ("train", "validation", "test")},
         "gates": {"checked": len(checked), "broken": sum(not gate.holds for gate in checked)},
     }
+
+
+def loss_lines(log: list[dict[str, str]]) -> list[dict]:
+    """One line for each loss in the log: every step has one of its batch, some have one of the validation rows."""
+    return [
+        {"step": line["step"], "split": split, "loss": round(float(line[column]), 5)}
+        for split, column in (("training", "loss"), ("validation", "eval_loss"))
+        for line in log
+        if line[column]
+    ]
 
 
 def artifact_lines(metrics: dict[str, dict], found: Outcomes, score: str) -> list[dict]:
@@ -299,10 +310,10 @@ def limit(gate: Checked) -> str:
     return f"{gate.sign} {gate.limit:g}"
 
 
-def training_section(training: dict, log: str) -> list[str]:
-    lines = [line for line in csv.DictReader(log.splitlines()) if line["eval_loss"]]
+def training_section(training: dict, log: list[dict[str, str]]) -> list[str]:
+    lines = [line for line in log if line["eval_loss"]]
     picked = sorted({round(at * (len(lines) - 1) / (LOSSES - 1)) for at in range(LOSSES)}) if lines else []
-    trained = {line["step"]: line["loss"] for line in csv.DictReader(log.splitlines()) if line["loss"]}
+    trained = {line["step"]: line["loss"] for line in log if line["loss"]}
     rows = [
         [lines[at]["step"], number(float(trained.get(lines[at]["step"], "nan"))), number(float(lines[at]["eval_loss"]))]
         for at in picked
