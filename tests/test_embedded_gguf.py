@@ -36,7 +36,7 @@ def tokenizer(folder):
 @pytest.fixture(scope="module")
 def conversations() -> list[list[dict[str, str]]]:
     with (REPO / "data/raw/text2sql.jsonl").open() as lines:
-        rows = [json.loads(line) for line in islice(lines, 0, 1600, 40)]
+        rows = [json.loads(line) for line in islice(lines, 0, 720, 40)]
     return [
         [
             {"role": "system", "content": SYSTEM},
@@ -51,7 +51,7 @@ def conversations() -> list[list[dict[str, str]]]:
 def scored_rows(folder, tokenizer, conversations) -> list[Encoded]:
     """Rows to score: others than the importance matrix is measured on."""
     stops = chat.stop_ids(tokenizer, folder)
-    return [chat.encode(tokenizer, messages, stops) for messages in conversations[:8]]
+    return [chat.encode(tokenizer, messages, stops) for messages in conversations[:6]]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def bf16(folder, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def matrix(bf16, tokenizer, conversations) -> Path:
     path = bf16.with_name("imatrix.gguf")
-    convert_gguf.measure_importance(bf16, tokenizer, conversations[8:], path)
+    convert_gguf.measure_importance(bf16, tokenizer, conversations[6:], path)
     return path
 
 
@@ -74,9 +74,14 @@ def quantize(bf16: Path, matrix: Path, name: str) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def good(bf16, matrix) -> Path:
+    return quantize(bf16, matrix, "good")
+
+
 def score(gguf: Path, rows: list[Encoded]) -> list[Score]:
     """As `evaluate` scores a GGUF."""
-    with llama_cpp.Server(gguf, context=300, slots=1) as server:
+    with llama_cpp.Server(gguf, context=300, slots=1, threads=1) as server:
         scores = []
         for row in rows:
             supervised = [at for at, label in enumerate(row.labels) if label != chat.IGNORED]
@@ -95,17 +100,26 @@ def reference(bf16, scored_rows) -> list[Score]:
 
 
 def test_perplexity_of_bf16_gguf_and_transformers_agree(folder, reference, scored_rows):
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     expected = hf_inference.score(model, scored_rows, lambda done: None)
     loss, wanted = (
         sum(row.nll for row in scores) / sum(row.tokens for row in scores) for scores in (reference, expected)
+    )
+    print(
+        "ppl",
+        np.exp(loss),
+        np.exp(wanted),
+        distance.same_top(join(expected), join(reference)).mean(),
+        distance.kl_divergence(join(expected), join(reference)).mean(),
     )
     assert abs(np.exp(loss - wanted) - 1) < 0.005
     assert distance.same_top(join(expected), join(reference)).mean() > 0.97
     assert distance.kl_divergence(join(expected), join(reference)).mean() < 0.002
 
 
-def test_an_importance_matrix_of_noise_breaks_a_gate_that_the_real_one_holds(bf16, matrix, reference, scored_rows):
+def test_an_importance_matrix_of_noise_breaks_a_gate_that_the_real_one_holds(
+    bf16, matrix, good, reference, scored_rows
+):
     noise = bf16.with_name("noise.gguf")
     shutil.copy(matrix, noise)
     reader, random = GGUFReader(noise, "r+"), np.random.default_rng(0)
@@ -121,23 +135,22 @@ def test_an_importance_matrix_of_noise_breaks_a_gate_that_the_real_one_holds(bf1
             "kl_mean": distance.kl_divergence(join(reference), quantized).mean(),
         }
         print(path.name, metrics)
-        (gate,) = gates.check({"Q4_K_M": {"kl_mean": 0.15}}, {"Q4_K_M": metrics})
+        (gate,) = gates.check({"Q4_K_M": {"kl_mean": 0.08}}, {"Q4_K_M": metrics})
         return gate.holds
 
-    assert held(quantize(bf16, matrix, "good"))
+    assert held(good)
     assert not held(quantize(bf16, noise, "bad"))
 
 
-def test_divergence_is_what_llama_perplexity_calls_it(bf16, matrix, tmp_path):
+def test_divergence_is_what_llama_perplexity_calls_it(bf16, good, conversations, tmp_path):
     """On its own terms: chunks of 64 ids of running text, the second half of each counted."""
     text = tmp_path / "text"
-    text.write_text((REPO / "README.md").read_text()[:2000])
-    quantized = quantize(bf16, matrix, "good")
+    text.write_text("\n".join(message["content"] for messages in conversations for message in messages[1:]))
     tool, saved = str(llama_cpp.find().perplexity), str(tmp_path / "logits")
-    options = ["--ctx-size", "64", "--threads", str(llama_cpp.cpu_count()), "--kl-divergence-base", saved]
-    first = [tool, "--model", str(bf16), "--file", str(text), "--chunks", "6", *options]
+    options = ["--ctx-size", "64", "--threads", "1", "--kl-divergence-base", saved]
+    first = [tool, "--model", str(bf16), "--file", str(text), "--chunks", "4", *options]
     subprocess.run(first, check=True, capture_output=True)
-    second = [tool, "--model", str(quantized), *options, "--kl-divergence"]
+    second = [tool, "--model", str(good), *options, "--kl-divergence"]
     printed = subprocess.run(second, check=True, capture_output=True, text=True).stdout
     mean = float(re.search(r"Mean +KLD: +(\S+)", printed)[1])
     same = float(re.search(r"Same top p: +(\S+)", printed)[1]) / 100
@@ -147,7 +160,7 @@ def test_divergence_is_what_llama_perplexity_calls_it(bf16, matrix, tmp_path):
         length, _, chunks = np.fromfile(file, np.int32, 3)
         ids = np.fromfile(file, np.int32, length * chunks).reshape(chunks, length)
     rows = [Encoded(row.tolist(), [-100] * (length // 2 + 1) + row[length // 2 + 1 :].tolist()) for row in ids]
-    tops = [join(score(path, rows)) for path in (bf16, quantized)]
+    tops = [join(score(path, rows)) for path in (bf16, good)]
+    print("kld", mean, distance.kl_divergence(*tops).mean(), same, distance.same_top(*tops).mean())
     assert distance.kl_divergence(*tops).mean() == pytest.approx(mean, rel=0.1)
     assert distance.same_top(*tops).mean() == pytest.approx(same, abs=0.03)
-    print(mean, distance.kl_divergence(*tops).mean(), same, distance.same_top(*tops).mean())
