@@ -105,13 +105,6 @@ def test_perplexity_of_bf16_gguf_and_transformers_agree(folder, reference, score
     loss, wanted = (
         sum(row.nll for row in scores) / sum(row.tokens for row in scores) for scores in (reference, expected)
     )
-    print(
-        "ppl",
-        np.exp(loss),
-        np.exp(wanted),
-        distance.same_top(join(expected), join(reference)).mean(),
-        distance.kl_divergence(join(expected), join(reference)).mean(),
-    )
     assert abs(np.exp(loss - wanted) - 1) < 0.005
     assert distance.same_top(join(expected), join(reference)).mean() > 0.97
     assert distance.kl_divergence(join(expected), join(reference)).mean() < 0.002
