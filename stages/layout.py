@@ -1,0 +1,178 @@
+"""How a training run goes through the device that is there: laid out before it, and made lighter if that is too much.
+
+Training and the plan before it (`make plan`) share this. What is decided here changes memory and speed, never what a
+step learns from.
+"""
+
+import functools
+import gc
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from stages import memory_plan, packing
+from stages.console import Refusal
+from stages.memory_plan import MemoryPlan, Shape
+from stages.params import Lora, Train
+
+CPU_PACK_TOKENS = 1024
+CPU_EFFICIENCY = 0.25  # of the rate on large matrix products, with the default recipe on 2 cores
+LIGHTER = 0.9  # what a plan that did not fit may take at the next try, as a share of what it was predicted to take
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a run is fitted to."""
+
+    name: str
+    is_gpu: bool
+    free: int  # bytes that a run may take, the model included
+    rate: float  # floating point operations a second on large bf16 matrix products
+
+
+def gpu() -> Device:
+    """The GPU that torch uses, as it is now."""
+    return Device(torch.cuda.get_device_name(), True, torch.cuda.mem_get_info()[0], matrix_rate(torch.device("cuda")))
+
+
+def cpu() -> Device:
+    """The CPU, as torch uses it."""
+    return Device(f"CPU, {torch.get_num_threads()} threads", False, available_memory(), matrix_rate(torch.device("cpu")))
+
+
+def available_memory() -> int:
+    """Bytes of RAM that this process may still take, in a container also."""
+    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists() and (found := re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())):
+        available = int(found[1]) * 1024
+    for limit in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
+        if limit.exists() and (text := limit.read_text().strip()).isdigit():
+            available = min(available, int(text))
+    return available
+
+
+def matrix_rate(device: torch.device) -> float:
+    """Floating point operations a second of `device` on a large bf16 matrix product, measured in a moment."""
+    size, products = (4096, 20) if device.type == "cuda" else (1024, 4)
+    a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    a @ a
+    wait()
+    begin = time.perf_counter()
+    for _ in range(products):
+        a @ a
+    wait()
+    return products * 2 * size**3 / (time.perf_counter() - begin)
+
+
+def shape_of(skeleton, lora: Lora) -> Shape:
+    """What the memory of a run with this adapter depends on, read off the model without weights."""
+    return memory_plan.shape_of(skeleton, lora.r, lora.target_modules, getattr(torch, lora.dtype).itemsize)
+
+
+def lay_out(shape: Shape, lengths: Sequence[int], train: Train, device: Device, free: int | None = None) -> MemoryPlan:
+    """The fastest layout that fits, compiled or plain.
+
+    Args:
+        shape: of model and adapter.
+        lengths: tokens of each training row.
+        train: the parameters that have a say.
+        device: what to fit the run to.
+        free: bytes that it may take, if not all that `device` has.
+
+    Raises:
+        Refusal: if nothing fits on the GPU. (A CPU is not asked: its memory can be swapped.)
+    """
+    fixed = None if train.micro_batch_tokens == "auto" else train.micro_batch_tokens
+    if not device.is_gpu:
+        return memory_plan.predict_on_cpu(shape, fixed or max(CPU_PACK_TOKENS, *lengths), train.optimizer)
+    steps = step_tokens(lengths, train)
+    fitting = functools.partial(
+        memory_plan.choose,
+        shape,
+        device.free if free is None else free,
+        train.memory,
+        max(lengths),
+        max(steps),
+        train.optimizer,
+        pack_tokens=fixed,
+    )
+    if train.compile != "auto":
+        return fitting(compiled=train.compile)
+    fast = fitting(compiled=True)
+    try:
+        plain = fitting(compiled=False)
+    except Refusal:
+        return fast
+    return min(fast, plain, key=lambda plan: memory_plan.seconds(shape, plan, sum(steps), device.rate))
+
+
+def step_tokens(lengths: Sequence[int], train: Train) -> list[int]:
+    """Tokens of each optimizer step of a run."""
+    whole = packing.plan(lengths, train.batch_size, sum(lengths), train.epochs, train.max_steps, train.seed)
+    return [sum(lengths[row] for pack in step for row in pack) for step in whole]
+
+
+def seconds(shape: Shape, plan: MemoryPlan, tokens: int, device: Device) -> float:
+    """Seconds that training on `tokens` tokens takes, compilation included."""
+    if device.is_gpu:
+        return memory_plan.seconds(shape, plan, tokens, device.rate)
+    return tokens * 2 * shape.quantized * 2 / (device.rate * CPU_EFFICIENCY)
+
+
+def describe(shape: Shape, plan: MemoryPlan, tokens: int, device: Device) -> dict[str, str]:
+    """The plan in words: how the run goes, how long, and what memory it takes."""
+    packs = f"packs of at most {plan.pack_tokens:,} tokens"
+    if device.is_gpu:
+        packs += f", {'compiled' if plan.compiled else 'plain'} layers, {plan.recomputed_layers} of {shape.layers} "
+        packs += "recomputed"
+    minutes = seconds(shape, plan, tokens, device) / 60
+    parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in plan.parts.items())
+    return {
+        "layout": packs,
+        "time": f"about {minutes:.1f} minutes for {tokens:,} tokens"
+        + (f", {memory_plan.COMPILE_SECONDS:.0f} seconds of it for compilation" if plan.compiled else ""),
+        "memory": f"about {plan.peak / 1e9:.1f} GB of {device.free / 1e9:.1f} GB free ({parts})",
+    }
+
+
+def run_fitted(
+    attempt: Callable[[MemoryPlan], T], shape: Shape, lengths: Sequence[int], train: Train, device: Device
+) -> T:
+    """What `attempt` returns for the first plan whose memory suffices.
+
+    Where it raises torch.OutOfMemoryError it is called again with a lighter plan: what is the fastest within a tenth
+    less memory, which is more recomputation first and shorter packs then.
+
+    Raises:
+        Refusal: if there is no lighter plan.
+    """
+    plan = lay_out(shape, lengths, train, device)
+    while True:
+        try:
+            return attempt(plan)
+        except torch.OutOfMemoryError:
+            pass  # its traceback holds the model; it must be gone before the next one comes
+        gc.collect()
+        torch._dynamo.reset()
+        torch.cuda.empty_cache()
+        lighter = int(plan.peak * LIGHTER / memory_plan.USABLE)
+        before = plan
+        try:
+            plan = lay_out(shape, lengths, train, device, lighter)
+        except Refusal as refusal:
+            raise Refusal(f"the GPU's memory ran out in the lightest layout: {refusal}") from None
+        print(
+            f"the GPU's memory ran out in packs of {before.pack_tokens:,} tokens with {before.recomputed_layers} layers "
+            f"recomputed; trying packs of {plan.pack_tokens:,} with {plan.recomputed_layers} recomputed",
+            flush=True,
+        )
