@@ -361,11 +361,11 @@ def merge_memory(params, model: BaseModel) -> Finding:
     """RAM for a shard and its merged copy; where the model is compared with its adapter, memory for all of it."""
     import torch
 
-    from stages import layout
+    from stages.device import available_memory
 
     growth = 2 if params.merge.dtype == "float32" else 1
     advice = "set merge.dtype to bfloat16" if growth == 2 else "choose a smaller model"
-    ram, shards, whole = layout.available_memory(), model.largest_shard * (1 + growth), model.weights * growth
+    ram, shards, whole = available_memory(), model.largest_shard * (1 + growth), model.weights * growth
     if torch.cuda.is_available():
         free = torch.cuda.mem_get_info()[0]
         figure = f"about {gb(shards)} of RAM, {gb(ram)} available; {gb(whole)} on the GPU, {gb(free)} free"
@@ -380,22 +380,22 @@ def training_memory(params, shape) -> Finding:
     """What training takes, as `stages.layout` plans it for rows of the greatest length."""
     import torch
 
-    from stages import layout
+    from stages import device, layout
 
     if shape is None:  # the embedded model before it is fetched
         return Finding(OK, "training", "fits any machine")
     size = f"{shape.parameters / 1e9:.2f} billion parameters"
-    device = layout.gpu() if torch.cuda.is_available() else layout.cpu()
+    here = device.gpu() if torch.cuda.is_available() else device.cpu()
     longest = [params.train.max_length] * params.train.batch_size
     one_step = params.train.model_copy(update={"epochs": 1.0, "max_steps": 1})
     try:
-        plan = layout.lay_out(shape, longest, one_step, device)
+        plan = layout.lay_out(shape, longest, one_step, here)
     except Refusal as refusal:
         return Finding(PROBLEM, "training", f"{size}: {refusal}")
-    figure = f"{size} on {device.name}: about {gb(plan.peak)}, {gb(device.free)} free"
-    if plan.peak > device.free:
+    figure = f"{size} on {here.name}: about {gb(plan.peak)}, {gb(here.free)} free"
+    if plan.peak > here.free:
         return Finding(PROBLEM, "training", figure, "train on a GPU, or choose a smaller model")
-    if not device.is_gpu and shape.parameters > CPU_SIZED:
+    if not here.is_gpu and shape.parameters > CPU_SIZED:
         return Finding(WARNING, "training", figure, "that takes days: train on a GPU")
     return Finding(OK, "training", figure)
 

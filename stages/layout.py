@@ -6,18 +6,14 @@ step learns from.
 
 import functools
 import gc
-import os
-import re
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 
 from stages import memory_plan, packing
 from stages.console import Refusal
+from stages.device import Device
 from stages.memory_plan import MemoryPlan, Shape
 from stages.params import Lora, Train
 
@@ -26,52 +22,6 @@ CPU_EFFICIENCY = 0.25  # of the rate on large matrix products, with the default 
 LIGHTER = 0.9  # what a plan that did not fit may take at the next try, as a share of what it was predicted to take
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Device:
-    """What a run is fitted to."""
-
-    name: str
-    is_gpu: bool
-    free: int  # bytes that a run may take, the model included
-    rate: float  # floating point operations a second on large bf16 matrix products
-
-
-def gpu() -> Device:
-    """The GPU that torch uses, as it is now."""
-    return Device(torch.cuda.get_device_name(), True, torch.cuda.mem_get_info()[0], matrix_rate(torch.device("cuda")))
-
-
-def cpu() -> Device:
-    """The CPU, as torch uses it."""
-    return Device(f"CPU, {torch.get_num_threads()} threads", False, available_memory(), matrix_rate(torch.device("cpu")))
-
-
-def available_memory() -> int:
-    """Bytes of RAM that this process may still take, in a container also."""
-    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists() and (found := re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())):
-        available = int(found[1]) * 1024
-    for limit in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
-        if limit.exists() and (text := limit.read_text().strip()).isdigit():
-            available = min(available, int(text))
-    return available
-
-
-def matrix_rate(device: torch.device) -> float:
-    """Floating point operations a second of `device` on a large bf16 matrix product, measured in a moment."""
-    size, products = (4096, 20) if device.type == "cuda" else (1024, 4)
-    a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    a @ a
-    wait()
-    begin = time.perf_counter()
-    for _ in range(products):
-        a @ a
-    wait()
-    return products * 2 * size**3 / (time.perf_counter() - begin)
 
 
 def shape_of(skeleton, lora: Lora) -> Shape:
@@ -166,13 +116,12 @@ def run_fitted(
         torch._dynamo.reset()
         torch.cuda.empty_cache()
         lighter = int(plan.peak * LIGHTER / memory_plan.USABLE)
-        before = plan
+        tried = f"packs of {plan.pack_tokens:,} tokens with {plan.recomputed_layers} layers recomputed"
         try:
             plan = lay_out(shape, lengths, train, device, lighter)
         except Refusal as refusal:
             raise Refusal(f"the GPU's memory ran out in the lightest layout: {refusal}") from None
         print(
-            f"the GPU's memory ran out in packs of {before.pack_tokens:,} tokens with {before.recomputed_layers} layers "
-            f"recomputed; trying packs of {plan.pack_tokens:,} with {plan.recomputed_layers} recomputed",
+            f"the GPU's memory ran out in {tried}; trying packs of {plan.pack_tokens:,} with {plan.recomputed_layers}",
             flush=True,
         )

@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import torch
+from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from stages.base_model import weights_bytes
 from stages.console import Refusal
+from stages.device import available_memory
 from stages.params import Lora, Quantization
 
 QUANTIZATION = "quantization.json"
@@ -48,6 +50,31 @@ def load_base(folder: Path, quantization: Quantization, attention: str = "sdpa")
             # training goes on: after the first validation gradients would be wrong, and steps ten times slower.
             layer.support_avx512bf16_for_cpu = False
     return model
+
+
+def load_base_for_answers(folder: Path, quantization: Quantization) -> PreTrainedModel:
+    """Load the model in `folder` with the values that 4 bits leave of its weights, dequantized once and for all.
+
+    Generating reads every weight for every token and would dequantize it every time. Where the memory does not hold
+    the plain weights, they stay in 4 bits: slower, the same numbers.
+    """
+    model = load_base(folder, quantization)
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Linear4bit)}
+    itemsize = getattr(torch, quantization.compute_dtype).itemsize
+    needed = sum(layer.in_features * layer.out_features for layer in layers.values()) * itemsize * 1.2
+    if needed < (torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else available_memory()):
+        for name, layer in layers.items():
+            model.set_submodule(name, dequantized(layer))
+    return model
+
+
+def dequantized(layer: Linear4bit) -> torch.nn.Linear:
+    """A plain layer with the values of a 4-bit one, in the precision that it was quantized from."""
+    plain = torch.nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+    weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    plain.weight = torch.nn.Parameter(weight, requires_grad=False)
+    plain.bias = layer.bias
+    return plain
 
 
 def load_plain(folder: Path, dtype: torch.dtype) -> PreTrainedModel:

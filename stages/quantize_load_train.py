@@ -26,7 +26,7 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
-from stages import base_model, chat, fast_path, layout, models, packed_attention, packing
+from stages import base_model, chat, device, fast_path, layout, models, packed_attention, packing
 from stages.console import Refusal, run_stage, summary
 from stages.memory_plan import MemoryPlan
 from stages.outputs import new_folder, write_json
@@ -50,19 +50,19 @@ def main() -> None:
     rows = {split: read_encoded(PREPARED / f"{split}.jsonl", params.train, tokenizer, stops) for split in SPLITS}
     lengths = [len(row.input_ids) for row in rows["train"]]
     shape = layout.shape_of(skeleton, params.lora)
-    device = layout.gpu() if torch.cuda.is_available() else layout.cpu()
+    here = device.gpu() if torch.cuda.is_available() else device.cpu()
     checkpoints = checkpoint_folder(params)
 
     tokens = sum(layout.step_tokens(lengths, params.train))
 
     def run(plan: MemoryPlan) -> tuple[Trainer, dict]:
-        summary(f"plan for {device.name}", layout.describe(shape, plan, tokens, device))
+        summary(f"plan for {here.name}", layout.describe(shape, plan, tokens, here))
         steps = plan_steps(rows["train"], plan.pack_tokens, params.train)
         set_seed(params.train.seed)
         trainer = make_trainer(params, base, tokenizer, rows, steps, plan, checkpoints)
         return trainer, train(trainer, rows, steps, checkpoints)
 
-    trainer, metrics = layout.run_fitted(run, shape, lengths, params.train, device)
+    trainer, metrics = layout.run_fitted(run, shape, lengths, params.train, here)
 
     with new_folder(Path("results/train")) as output:
         write_log(output / "log.csv", trainer.state.log_history)

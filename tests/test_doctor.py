@@ -6,7 +6,7 @@ import pytest
 from conftest import REPO, refused
 from fake_hub import COMMIT, fake_hub
 
-from stages import doctor, layout, llama_cpp
+from stages import device, doctor, llama_cpp
 from stages.console import Refusal
 from stages.params import Params, load_params
 
@@ -219,11 +219,11 @@ def test_memory_that_is_too_small(params, tiny_model, monkeypatch):
     shape = doctor.model_shape(params, model)
     assert doctor.merge_memory(params, model).level == doctor.OK
     assert doctor.training_memory(params, shape).level == doctor.OK
-    monkeypatch.setattr(layout, "available_memory", lambda: 1_000_000)
+    monkeypatch.setattr(device, "available_memory", lambda: 1_000_000)
     assert doctor.merge_memory(params, model).level == doctor.PROBLEM
     float32 = doctor.merge_memory(changed(params, "merge", dtype="float32"), model)
     assert float32.advice == "set merge.dtype to bfloat16"
 
 
 def test_available_memory_is_this_machine_s():
-    assert 10**8 < layout.available_memory() < 10**14
+    assert 10**8 < device.available_memory() < 10**14

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from benchmarks.train_speed import SHAPES
 from stages import layout, memory_plan
 from stages.console import Refusal
-from stages.layout import Device
+from stages.device import Device
 from stages.params import load_params
 
 GB = 10**9
@@ -111,7 +111,7 @@ def test_what_is_said_of_compilation_holds(shapes, train):
     always, never = (train.model_copy(update={"compile": value}) for value in (True, False))
     assert layout.lay_out(shapes["llama3-8b"], full(3), always, card(24)).compiled
     assert not layout.lay_out(shapes["llama3-8b"], full(300), never, card(24)).compiled
-    with pytest.raises(Refusal, match="set train.compile to auto"):
+    with pytest.raises(Refusal, match=r"set train\.compile to auto"):
         layout.lay_out(shapes["llama3-8b"], [4096] * 16, never, card(8.7))
 
 
