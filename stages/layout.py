@@ -18,7 +18,7 @@ from stages.memory_plan import MemoryPlan, Shape
 from stages.params import Lora, Train
 
 CPU_PACK_TOKENS = 1024
-CPU_EFFICIENCY = 0.25  # of the rate on large matrix products, with the default recipe on 2 cores
+CPU_EFFICIENCY = 0.7  # of the rate on large matrix products, with the default recipe on 2 cores
 LIGHTER = 0.9  # what a plan that did not fit may take at the next try, as a share of what it was predicted to take
 
 T = TypeVar("T")
@@ -81,18 +81,23 @@ def seconds(shape: Shape, plan: MemoryPlan, tokens: int, device: Device) -> floa
 
 def describe(shape: Shape, plan: MemoryPlan, tokens: int, device: Device) -> dict[str, str]:
     """The plan in words: how the run goes, how long, and what memory it takes."""
-    packs = f"packs of at most {plan.pack_tokens:,} tokens"
-    if device.is_gpu:
-        packs += f", {'compiled' if plan.compiled else 'plain'} layers, {plan.recomputed_layers} of {shape.layers} "
-        packs += "recomputed"
     minutes = seconds(shape, plan, tokens, device) / 60
     parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in plan.parts.items())
     return {
-        "layout": packs,
+        "layout": packs(shape, plan) if device.is_gpu else f"packs of at most {plan.pack_tokens:,} tokens",
         "time": f"about {minutes:.1f} minutes for {tokens:,} tokens"
         + (f", {memory_plan.COMPILE_SECONDS:.0f} seconds of it for compilation" if plan.compiled else ""),
         "memory": f"about {plan.peak / 1e9:.1f} GB of {device.free / 1e9:.1f} GB free ({parts})",
     }
+
+
+def packs(shape: Shape, plan: MemoryPlan) -> str:
+    """How the rows go through a GPU, in words."""
+    kind = "compiled" if plan.compiled else "plain"
+    return (
+        f"packs of at most {plan.pack_tokens:,} tokens, {kind} layers, {plan.recomputed_layers} of {shape.layers} "
+        "recomputed"
+    )
 
 
 def run_fitted(
@@ -116,12 +121,12 @@ def run_fitted(
         torch._dynamo.reset()
         torch.cuda.empty_cache()
         lighter = int(plan.peak * LIGHTER / memory_plan.USABLE)
-        tried = f"packs of {plan.pack_tokens:,} tokens with {plan.recomputed_layers} layers recomputed"
+        tried = packs(shape, plan)
         try:
             plan = lay_out(shape, lengths, train, device, lighter)
         except Refusal as refusal:
             raise Refusal(f"the GPU's memory ran out in the lightest layout: {refusal}") from None
         print(
-            f"the GPU's memory ran out in {tried}; trying packs of {plan.pack_tokens:,} with {plan.recomputed_layers}",
+            f"the GPU's memory ran out with {tried}; trying a lighter layout",
             flush=True,
         )

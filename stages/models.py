@@ -52,29 +52,26 @@ def load_base(folder: Path, quantization: Quantization, attention: str = "sdpa")
     return model
 
 
-def load_base_for_answers(folder: Path, quantization: Quantization) -> PreTrainedModel:
-    """Load the model in `folder` with the values that 4 bits leave of its weights, dequantized once and for all.
+def dequantize(model: PreTrainedModel) -> bool:
+    """Let each 4-bit layer of `model` be a plain one with the values that its 4 bits stand for, if the memory holds it.
 
-    Generating reads every weight for every token and would dequantize it every time. Where the memory does not hold
-    the plain weights, they stay in 4 bits: slower, the same numbers.
+    For generating, which reads every weight for every token and would dequantize it every time. Where plain weights do
+    not fit all stays as it is: slower, the same numbers.
     """
-    model = load_base(folder, quantization)
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Linear4bit)}
-    itemsize = getattr(torch, quantization.compute_dtype).itemsize
-    needed = sum(layer.in_features * layer.out_features for layer in layers.values()) * itemsize * 1.2
-    if needed < (torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else available_memory()):
-        for name, layer in layers.items():
-            model.set_submodule(name, dequantized(layer))
-    return model
-
-
-def dequantized(layer: Linear4bit) -> torch.nn.Linear:
-    """A plain layer with the values of a 4-bit one, in the precision that it was quantized from."""
-    plain = torch.nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
-    weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
-    plain.weight = torch.nn.Parameter(weight, requires_grad=False)
-    plain.bias = layer.bias
-    return plain
+    needed = 0
+    for layer in layers.values():
+        needed += layer.in_features * layer.out_features * layer.weight.quant_state.dtype.itemsize
+    free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else available_memory()
+    if needed * 1.2 > free:
+        return False
+    for name, layer in layers.items():
+        weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+        plain = torch.nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+        plain.weight = torch.nn.Parameter(weight, requires_grad=False)
+        plain.bias = layer.bias
+        model.set_submodule(name, plain)
+    return True
 
 
 def load_plain(folder: Path, dtype: torch.dtype) -> PreTrainedModel:

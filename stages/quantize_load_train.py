@@ -275,7 +275,7 @@ def make_trainer(params: Params, base: Path, tokenizer, rows, steps, plan: Memor
     _ = config.device  # settles the number of GPUs, by which the trainer would multiply the packs of a batch
     config._n_gpu = min(config._n_gpu, 1)
     if plan.compiled:
-        attention = fast_path.attention_implementation(torch.device("cuda"))
+        attention = fast_path.attention_implementation(config.device)
     else:
         attention = "sdpa" if on_gpu else packed_attention.NAME
     trainer = Trainer(
