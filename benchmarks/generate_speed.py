@@ -50,7 +50,7 @@ def measure(name: str, arguments: argparse.Namespace) -> tuple[float, int]:
     model = BUILD[name](arguments.shape).eval()
     draw = random.Random(0)
     lengths = [max(40, min(1024, int(draw.lognormvariate(4.8, 0.4)))) for _ in range(arguments.rows)]
-    prompts = [[draw.randrange(3, 30000) for _ in range(length)] for length in lengths]
+    prompts = [[draw.randrange(3, model.config.vocab_size) for _ in range(length)] for length in lengths]
     answers, seconds = hf_inference.generate(
         model, prompts, [], 0, arguments.answer_tokens, arguments.batch_size, lambda done: None
     )

@@ -298,9 +298,10 @@ def measure(recipe: str, job: Job) -> dict:
             trainer = project_trainer(job.shape, job.rows, steps, plan, clock)
         trainer.train()
         tokens = [sum(lengths[row] for pack in step for row in pack) for step in steps]
+        timed = [at for at in range(WARM_UP, len(steps)) if not (job.profile and at == PROFILED)]
         result = {
-            "tokens_per_second": round(sum(tokens[WARM_UP:]) / sum(clock.seconds[WARM_UP:])),
-            "step_seconds": round(statistics.median(clock.seconds[WARM_UP:]), 3),
+            "tokens_per_second": round(sum(tokens[at] for at in timed) / sum(clock.seconds[at] for at in timed)),
+            "step_seconds": round(statistics.median(clock.seconds[at] for at in timed), 3),
             "warm_up_seconds": round(sum(clock.seconds[:WARM_UP]), 1),
             "peak_gb": round(max(clock.peaks) / 1e9, 2),
             "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
