@@ -40,9 +40,11 @@ def lay_out(shape: Shape, lengths: Sequence[int], train: Train, device: Device, 
         free: bytes that it may take, if not all that `device` has.
 
     Raises:
-        Refusal: if nothing fits on the GPU. (A CPU is not asked: its memory can be swapped.)
+        Refusal: if nothing fits on the GPU (a CPU is not asked: its memory can be swapped), or there has to be one.
     """
     fixed = None if train.micro_batch_tokens == "auto" else train.micro_batch_tokens
+    if not device.is_gpu and train.optimizer == "paged_adamw_8bit":
+        raise Refusal("train.optimizer: paged_adamw_8bit needs a GPU, and there is none; set it to adamw")
     if not device.is_gpu:
         return memory_plan.predict_on_cpu(shape, fixed or max(CPU_PACK_TOKENS, *lengths), train.optimizer)
     steps = step_tokens(lengths, train)

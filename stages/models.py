@@ -61,12 +61,12 @@ def dequantize(model: PreTrainedModel) -> bool:
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Linear4bit)}
     needed = 0
     for layer in layers.values():
-        needed += layer.in_features * layer.out_features * layer.weight.quant_state.dtype.itemsize
+        needed += layer.in_features * layer.out_features * layer.compute_dtype.itemsize
     free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else available_memory()
     if needed * 1.2 > free:
         return False
     for name, layer in layers.items():
-        weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+        weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(layer.compute_dtype)
         plain = torch.nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
         plain.weight = torch.nn.Parameter(weight, requires_grad=False)
         plain.bias = layer.bias

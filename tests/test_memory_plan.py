@@ -150,3 +150,12 @@ def test_packs_of_a_settled_length_stay_so(shapes, train):
     settings = train.model_copy(update={"micro_batch_tokens": 3000})
     for size in (10, 24, 80):
         assert layout.lay_out(shapes["llama3-8b"], full(300), settings, card(size)).pack_tokens == 3000
+
+
+def test_a_cpu_has_its_own_layout(shapes, train):
+    processor = Device("a CPU", False, 8 * GB, 1e11)
+    plan = layout.lay_out(shapes["smollm2-135m"], [100, 1200], train, processor)
+    assert (plan.pack_tokens, plan.recomputed_layers, plan.compiled) == (1200, 0, False)
+    paged = train.model_copy(update={"optimizer": "paged_adamw_8bit"})
+    with pytest.raises(Refusal, match="paged_adamw_8bit needs a GPU"):
+        layout.lay_out(shapes["smollm2-135m"], [100], paged, processor)
