@@ -121,7 +121,9 @@ def run_fitted(
             pass  # its traceback holds the model; it must be gone before the next one comes
         gc.collect()
         torch._dynamo.reset()
-        torch.cuda.empty_cache()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
         lighter = int(plan.peak * LIGHTER / memory_plan.USABLE)
         tried = packs(shape, plan)
         try:
