@@ -48,6 +48,7 @@ def lay_out(shape: Shape, lengths: Sequence[int], train: Train, device: Device, 
     if not device.is_gpu:
         return memory_plan.predict_on_cpu(shape, fixed or max(CPU_PACK_TOKENS, *lengths), train.optimizer)
     steps = step_tokens(lengths, train)
+    limits = memory_plan.pack_lengths(max(lengths), max(steps)) if fixed is None else [fixed]
     fitting = functools.partial(
         memory_plan.choose,
         shape,
@@ -56,7 +57,7 @@ def lay_out(shape: Shape, lengths: Sequence[int], train: Train, device: Device, 
         max(lengths),
         max(steps),
         train.optimizer,
-        pack_tokens=fixed,
+        lengths=sorted({longest_pack(lengths, train, limit) for limit in limits}),
     )
     if train.compile != "auto":
         return fitting(compiled=train.compile)
@@ -66,6 +67,12 @@ def lay_out(shape: Shape, lengths: Sequence[int], train: Train, device: Device, 
     except Refusal:
         return fast
     return min(fast, plain, key=lambda plan: memory_plan.seconds(shape, plan, sum(steps), device.rate))
+
+
+def longest_pack(lengths: Sequence[int], train: Train, limit: int) -> int:
+    """Tokens of the longest pack of a run whose packs are to have at most `limit`; rows may not fill them."""
+    steps = packing.plan(lengths, train.batch_size, limit, train.epochs, train.max_steps, train.seed)
+    return max(sum(lengths[row] for row in pack) for step in steps for pack in step)
 
 
 def step_tokens(lengths: Sequence[int], train: Train) -> list[int]:

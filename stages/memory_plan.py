@@ -4,6 +4,7 @@ Nothing here touches a GPU. The shares are counted from the model's shape; the c
 on an H200 with Llama-3-8B, Mistral-7B and Llama-2-13B shapes (`benchmarks/train_speed.py`), within 10 %.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -24,7 +25,7 @@ RECOMPUTED = 0.73  # recomputing a layer repeats its products, except the last
 PACK_COST = 400  # tokens whose forward pass takes as long as what is paid once a pack: dequantization, launches
 FAST_EFFICIENCY = 0.60  # of the GPU's rate on large matrix products
 PLAIN_EFFICIENCY = 0.33
-COMPILE_SECONDS = 40.0  # the first step and the first one of another length together
+COMPILE_SECONDS = 20.0  # both graphs and both lengths: 16 measured on 16 cores with nothing cached, 9 in later runs
 PLAIN_PACK_TOKENS = 4096  # without flex_attention a longer pack is slower: its attention computes what is masked, too
 
 # On a CPU activations are in 32 bits, all are kept and nothing is fused: with the default recipe 3.9 GB were measured.
@@ -165,6 +166,12 @@ def predict_on_cpu(shape: Shape, pack_tokens: int, optimizer: str) -> MemoryPlan
     return replace(plan, activations=CPU_ACTIVATIONS * plan.activations)
 
 
+def pack_lengths(longest_row: int, step_tokens: int) -> list[int]:
+    """Lengths of packs to choose from, where none need be longer than a step nor can be shorter than a row."""
+    between = [length for length in PACK_TOKENS if longest_row < length < step_tokens]
+    return sorted({*between, longest_row, max(longest_row, min(step_tokens, PACK_TOKENS[0]))})
+
+
 def choose(
     shape: Shape,
     free: int,
@@ -173,7 +180,7 @@ def choose(
     step_tokens: int,
     optimizer: str,
     compiled: bool = True,
-    pack_tokens: int | None = None,
+    lengths: Sequence[int] | None = None,
 ) -> MemoryPlan:
     """The fastest layout that fits.
 
@@ -186,18 +193,16 @@ def choose(
         step_tokens: tokens of the largest optimizer step, which no pack need be longer than.
         optimizer: "adamw" or "paged_adamw_8bit".
         compiled: the fast path, or the plain one, which recomputes all layers whatever `memory` says.
-        pack_tokens: the length of packs if that is settled, at least `longest_row`.
+        lengths: of packs, to choose from; by default those of `pack_lengths`.
 
     Raises:
         Refusal: if the longest row does not fit.
     """
-    lengths = [length for length in PACK_TOKENS if longest_row < length < step_tokens]
-    lengths = sorted({*lengths, longest_row, max(longest_row, min(step_tokens, PACK_TOKENS[0]))})
+    if lengths is None:
+        lengths = pack_lengths(longest_row, step_tokens)
     most = 2048 if memory == "low" else PACK_TOKENS[0] if compiled else PLAIN_PACK_TOKENS
     nearest = min(lengths, key=lambda length: abs(length - most))
     lengths = [length for length in lengths if length <= nearest]
-    if pack_tokens is not None:
-        lengths = [pack_tokens]
     levels = range(shape.layers + 1)
     if memory == "low" or not compiled:
         levels = [shape.layers]
@@ -208,7 +213,7 @@ def choose(
     if not fitting:
         least = min(layouts, key=lambda layout: layout.peak)
         ways = [f"lower train.max_length (the longest row has {longest_row} tokens)"]
-        ways += ["set train.micro_batch_tokens to auto"] if pack_tokens else []
+        ways += ["lower train.micro_batch_tokens"] if len(lengths) == 1 and lengths[0] > longest_row else []
         ways += ["set train.memory to auto"] if memory == "high" else []
         ways += [] if compiled else ["set train.compile to auto"]
         raise Refusal(

@@ -146,10 +146,13 @@ def test_a_run_that_never_fits_ends_with_a_sentence(shapes, train, memory):
         layout.run_fitted(attempt, shapes["llama3-8b"], full(300), settings, card(24))
 
 
-def test_packs_of_a_settled_length_stay_so(shapes, train):
-    settings = train.model_copy(update={"micro_batch_tokens": 3000})
+def test_a_plan_counts_with_the_packs_that_come_out(shapes, train):
+    """Three rows of 1,024 tokens fill 3,072 of at most 4,000."""
+    settings = train.model_copy(update={"micro_batch_tokens": 4000})
     for size in (10, 24, 80):
-        assert layout.lay_out(shapes["llama3-8b"], full(300), settings, card(size)).pack_tokens == 3000
+        assert layout.lay_out(shapes["llama3-8b"], full(300), settings, card(size)).pack_tokens == 3072
+    for size in (8, 12, 16, 24, 48):
+        assert layout.lay_out(shapes["llama3-8b"], full(300), train, card(size)).pack_tokens % 1024 == 0
 
 
 def test_a_cpu_has_its_own_layout(shapes, train):
