@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # The stages run as `python -m stages.NAME`: this puts the environment's python first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup llama.cpp repro test lint doctor clean
+.PHONY: help setup llama.cpp repro test lint doctor plan clean
 
 help: ## list the targets
 	@grep -hE '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z.-]+):.*## /  make \1\t/' | expand -t 20
@@ -38,6 +38,9 @@ lint: $(VENV)/installed ## ruff: style and formatting
 
 doctor: $(VENV)/installed ## check this machine for the current params.yaml
 	@python -m stages.doctor
+
+plan: $(VENV)/installed ## what a run of the current params.yaml needs: memory, tokens, time, disk
+	@python -m stages.plan
 
 clean: ## remove the environment; the pipeline's outputs and caches stay
 	rm -rf $(VENV)

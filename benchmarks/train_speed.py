@@ -4,7 +4,8 @@
 
 Builds a model of the given shape with random weights, in NF4 on the GPU (nothing is downloaded, nothing is written to
 disk), trains a few steps with each recipe and prints a table: tokens per second (of real tokens, not of padding),
-seconds a step, peak memory and the loss of each step. Exits with status 1 if the losses of two recipes disagree.
+seconds a step, peak memory (measured, and as it was planned) and the loss of each step. `--profile` says where the
+time of one step goes. Exits with status 1 if the losses of two recipes disagree.
 """
 
 import argparse
@@ -12,11 +13,13 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import statistics
 import sys
 import time
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -37,12 +40,24 @@ from transformers import (
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from trl import SFTConfig, SFTTrainer
 
-from stages import fast_path, memory_plan, packing
+from stages import device, fast_path, layout, memory_plan, packing
 from stages.chat import IGNORED, Encoded
+from stages.memory_plan import MemoryPlan, Shape
 from stages.models import quantization_config
-from stages.params import Quantization
+from stages.params import Quantization, Train
+from stages.quantize_load_train import Trainer
 
 WARM_UP = 2  # steps that compile and allocate, and are not timed
+PROFILED = 4  # the step, counted from 0, that --profile looks at
+KERNELS = {  # kind: pattern of the kernels' names
+    "dequantization": "_dequantize|kDequantize",
+    "attention": "flex_attention|flash|fmha",
+    "matrix products": "gemm|nvjet|cutlass|splitK",
+    "loss": "^_(forward|backward)_kernel",
+    "norms, rotations, activations": "^triton_",
+    "optimizer": "multi_tensor|[Aa]dam",
+    "copies": "[Mm]em(cpy|set)|copy",
+}
 TOLERANCE = 0.02  # between the losses of two recipes at the same step: bf16 in another order of summation
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -133,21 +148,35 @@ def random_rows(kind: str, count: int, vocabulary: int) -> list[Encoded]:
 
 
 class Clock(TrainerCallback):
-    """Seconds and peak memory of each step."""
+    """Seconds and peak memory of each step; with `profile`, what one of them did on the GPU."""
 
-    def __init__(self):
+    def __init__(self, profile: bool):
         self.seconds: list[float] = []
         self.peaks: list[int] = []
+        self.profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) if profile else None
 
     def on_step_begin(self, *args, **kwargs):
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
+        if self.profiler and len(self.seconds) == PROFILED:
+            self.profiler.start()
         self.begin = time.perf_counter()
 
     def on_step_end(self, *args, **kwargs):
         torch.cuda.synchronize()
         self.seconds.append(time.perf_counter() - self.begin)
         self.peaks.append(torch.cuda.max_memory_allocated())
+        if self.profiler and len(self.seconds) == PROFILED + 1:
+            self.profiler.stop()
+
+    def profile(self) -> dict[str, float]:
+        """Milliseconds of the profiled step by kind of kernel; what is left of it the GPU had nothing to do."""
+        spent: Counter[str] = Counter()
+        for event in self.profiler.key_averages():
+            kind = next((kind for kind, pattern in KERNELS.items() if re.search(pattern, event.key)), "others")
+            spent[kind] += event.self_device_time_total / 1000
+        idle = self.seconds[PROFILED] * 1000 - sum(spent.values())
+        return {kind: round(time, 1) for kind, time in [*spent.most_common(), ("idle", idle)]}
 
 
 def blank_tokenizer() -> PreTrainedTokenizerFast:
@@ -197,61 +226,101 @@ def article_trainer(shape: str, rows: list[Encoded], steps: list[list[list[int]]
     )
 
 
-def project_trainer(
-    shape: str, rows: list[Encoded], steps: list[list[list[int]]], recomputed_layers: int, clock: Clock
-) -> SFTTrainer:
+def project_trainer(shape: str, rows: list[Encoded], steps: list, plan: MemoryPlan, clock: Clock) -> Trainer:
     """This project's recipe: packs, flex_attention, compiled layers, fused AdamW."""
     config, adapter = SHAPES[shape]
-    device = torch.device("cuda")
+    gpu = torch.device("cuda")
     tokenizer = blank_tokenizer()
     packs = [pack for step in steps for pack in step]
-    model = random_model(config, fast_path.attention_implementation(device), device)
+    pack_tokens = [sum(len(rows[row].input_ids) for row in pack) for pack in packs]
+    model = random_model(config, fast_path.attention_implementation(gpu) if plan.compiled else "sdpa", gpu)
     torch.manual_seed(0)
-    trainer = SFTTrainer(
-        model,
-        settings(
+    trainer = Trainer(
+        torch.bfloat16,
+        pack_tokens.index(max(pack_tokens)),
+        model=model,
+        args=settings(
             1,
             len(steps[0]),
             len(steps),
             optim="adamw_torch_fused",
-            gradient_checkpointing=False,
+            gradient_checkpointing=not plan.compiled,
             padding_free=True,
-            pad_to_multiple_of=fast_path.PACK_MULTIPLE,
+            pad_to_multiple_of=fast_path.PACK_MULTIPLE if plan.compiled else None,
         ),
         train_dataset=packing.pack_dataset(packs, rows, tokenizer.pad_token_id),
         processing_class=tokenizer,
         peft_config=lora(0.0, **adapter),
-        callbacks=[clock],
     )
-    fast_path.speed_up(trainer.model, recomputed_layers)
+    trainer.add_callback(clock)
+    if plan.compiled:
+        fast_path.speed_up(trainer.model, plan.recomputed_layers)
     return trainer
 
 
-def step_tokens(step: list[list[int]], lengths: list[int]) -> int:
-    """Tokens of a step."""
-    return sum(lengths[row] for pack in step for row in pack)
+@dataclass(frozen=True)
+class Job:
+    """What a recipe is measured on."""
+
+    shape: str
+    rows: list[Encoded]
+    train: Train
+    capacity: int  # bytes of GPU memory that it may take
+    believed: int  # bytes that it is laid out for
+    profile: bool
 
 
-def measure(recipe: str, name: str, rows: list[Encoded], steps: list, recomputed_layers: int, share: float) -> dict:
-    """Train `steps` with a recipe, in at most this `share` of the GPU's memory; the first WARM_UP steps are not timed.
+def shape_of(name: str) -> Shape:
+    config, adapter = SHAPES[name]
+    with torch.device("meta"):
+        return memory_plan.shape_of(AutoModelForCausalLM.from_config(config), **adapter)
+
+
+def measure(recipe: str, job: Job) -> dict:
+    """Train with a recipe; the first WARM_UP steps are not timed.
 
     Meant to run in a process of its own: what one recipe leaves behind would count as the memory of the next.
     """
-    torch.cuda.set_per_process_memory_fraction(share)
-    clock = Clock()
+    torch.cuda.set_per_process_memory_fraction(job.capacity / torch.cuda.mem_get_info()[1])
+    lengths = [len(row.input_ids) for row in job.rows]
+    shape = shape_of(job.shape)
+    here = replace(device.gpu(), free=job.believed)
+
+    def run(plan: MemoryPlan | None) -> dict:
+        clock = Clock(job.profile)
+        pack_tokens = sum(lengths) if plan is None else plan.pack_tokens
+        steps = packing.plan(lengths, job.train.batch_size, pack_tokens, 1, None, 0)
+        if plan is None:
+            trainer = article_trainer(job.shape, job.rows, steps, clock)
+        else:
+            for label, text in layout.describe(shape, plan, sum(lengths), here).items():
+                print(f"{label}: {text}", flush=True)
+            trainer = project_trainer(job.shape, job.rows, steps, plan, clock)
+        trainer.train()
+        tokens = [sum(lengths[row] for pack in step for row in pack) for step in steps]
+        timed = [at for at in range(WARM_UP, len(steps)) if not (job.profile and at == PROFILED)]
+        result = {
+            "tokens_per_second": round(sum(tokens[at] for at in timed) / sum(clock.seconds[at] for at in timed)),
+            "step_seconds": round(statistics.median(clock.seconds[at] for at in timed), 3),
+            "warm_up_seconds": round(sum(clock.seconds[:WARM_UP]), 1),
+            "peak_gb": round(max(clock.peaks) / 1e9, 2),
+            "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        }
+        if plan is not None:
+            passes = 2 + plan.recomputed_layers / shape.layers
+            floor = tokens[PROFILED % len(tokens)] * 2 * shape.quantized * passes / here.rate
+            result |= {
+                "plan": asdict(plan),
+                "planned_gb": round(plan.peak / 1e9, 2),
+                "floor_ms": round(1000 * floor, 1),
+            }
+        if job.profile:
+            result["profile_ms"] = clock.profile()
+        return result
+
     if recipe == "article":
-        trainer = article_trainer(name, rows, steps, clock)
-    else:
-        trainer = project_trainer(name, rows, steps, recomputed_layers, clock)
-    trainer.train()
-    tokens = [step_tokens(step, [len(row.input_ids) for row in rows]) for step in steps]
-    return {
-        "tokens_per_second": round(sum(tokens[WARM_UP:]) / sum(clock.seconds[WARM_UP:])),
-        "step_seconds": round(statistics.median(clock.seconds[WARM_UP:]), 3),
-        "warm_up_seconds": round(sum(clock.seconds[:WARM_UP]), 1),
-        "peak_gb": round(max(clock.peaks) / 1e9, 2),
-        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
-    }
+        return run(None)
+    return layout.run_fitted(run, shape, lengths, job.train, here)
 
 
 def main() -> None:
@@ -263,41 +332,58 @@ def main() -> None:
     parser.add_argument("--capacity-gb", type=float, help="use no more GPU memory than this, like a smaller card")
     parser.add_argument("--memory", choices=("auto", "low", "high"), default="auto")
     parser.add_argument("--recipes", nargs="+", choices=("article", "project"), default=("article", "project"))
+    parser.add_argument("--plain", action="store_true", help="this project's recipe without compiled layers")
+    parser.add_argument("--profile", action="store_true", help="where the time of one step goes")
+    parser.add_argument(
+        "--overestimate", type=float, default=1.0, help="lay out for this times the memory, to see a run step down"
+    )
     parser.add_argument("--json", help="write the results there as well")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("error: this benchmark measures a GPU and there is none")
+    if arguments.profile and arguments.steps <= PROFILED:
+        sys.exit(f"error: --profile looks at step {PROFILED + 1}: take more --steps")
 
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    config, adapter = SHAPES[arguments.shape]
-    free, total = torch.cuda.mem_get_info()
-    free = min(free, int((arguments.capacity_gb or 1000) * 1e9))
-    rows = random_rows(arguments.rows, arguments.batch_size * arguments.steps, config.vocab_size)
-    lengths = [len(row.input_ids) for row in rows]
-    with torch.device("meta"):
-        shape = memory_plan.shape_of(AutoModelForCausalLM.from_config(config), **adapter)
-    whole = packing.plan(lengths, arguments.batch_size, sum(lengths), 1, None, 0)
-    largest_step = max(step_tokens(step, lengths) for step in whole)
-    layout = memory_plan.choose(shape, free, arguments.memory, max(lengths), largest_step, "adamw")
-    steps = packing.plan(lengths, arguments.batch_size, layout.pack_tokens, 1, None, 0)
+    capacity = min(torch.cuda.mem_get_info()[0], int((arguments.capacity_gb or 1000) * 1e9))
+    rows = random_rows(arguments.rows, arguments.batch_size * arguments.steps, SHAPES[arguments.shape][0].vocab_size)
+    train = Train(
+        batch_size=arguments.batch_size,
+        max_length=1024,
+        learning_rate=2e-4,
+        memory=arguments.memory,
+        compile=not arguments.plain,
+    )
+    job = Job(arguments.shape, rows, train, capacity, int(capacity * arguments.overestimate), profile=arguments.profile)
     print(
-        f"{arguments.shape} on {torch.cuda.get_device_name()}, {free / 1e9:.1f} GB: {arguments.batch_size} "
-        f"{arguments.rows} rows a step; layout: {len(steps[0])} packs of at most {layout.pack_tokens} tokens, "
-        f"{layout.recomputed_layers} of {shape.layers} layers recomputed, predicted peak {layout.peak / 1e9:.2f} GB"
+        f"{arguments.shape} on {torch.cuda.get_device_name()}, {capacity / 1e9:.1f} GB: {arguments.batch_size} "
+        f"{arguments.rows} rows a step",
+        flush=True,
     )
     results = {}
     for recipe in arguments.recipes:
-        job = (recipe, arguments.shape, rows, steps, layout.recomputed_layers, free / total)
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-            results[recipe] = process.submit(measure, *job).result()
-    print(f"\n{'recipe':<8} {'tok/s':>7} {'s/step':>7} {'peak GB':>8} {'warm-up s':>10}  loss, first and last step")
+            results[recipe] = process.submit(measure, recipe, job).result()
+    print(
+        f"\n{'recipe':<8} {'tok/s':>7} {'s/step':>7} {'peak GB':>8} {'planned':>8} {'warm-up s':>10}  "
+        "loss, first and last step"
+    )
     for recipe, result in results.items():
+        planned = f"{result['planned_gb']:.2f}" if "planned_gb" in result else ""
         print(
             f"{recipe:<8} {result['tokens_per_second']:>7,} {result['step_seconds']:>7.3f} {result['peak_gb']:>8.2f} "
-            f"{result['warm_up_seconds']:>10.1f}  {result['losses'][0]:.4f} {result['losses'][-1]:.4f}"
+            f"{planned:>8} {result['warm_up_seconds']:>10.1f}  {result['losses'][0]:.4f} {result['losses'][-1]:.4f}"
         )
+    for recipe, result in results.items():
+        if arguments.profile:
+            whole = sum(result["profile_ms"].values())
+            print(
+                f"\n{recipe}: {whole:.0f} ms of one step; its products at full speed: {result.get('floor_ms', '-')} ms"
+            )
+            for kind, spent in result["profile_ms"].items():
+                print(f"  {kind:<30} {spent:>8.1f} ms {spent / whole:>6.1%}")
     if arguments.json:
-        document = vars(arguments) | {"gpu": torch.cuda.get_device_name(), "layout": asdict(layout), "results": results}
+        document = vars(arguments) | {"gpu": torch.cuda.get_device_name(), "results": results}
         Path(arguments.json).write_text(json.dumps(document, indent=2) + "\n")
     if len(results) > 1:
         pairs = zip(results["article"]["losses"], results["project"]["losses"], strict=True)

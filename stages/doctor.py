@@ -21,9 +21,6 @@ from stages.console import Refusal, run_stage
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 NF4_ERROR = 0.15  # of a product with normally distributed weights; 0.09 is what 4 bits cost
 CPU_SIZED = 1e9  # parameters; larger models take days on a CPU
-# On a CPU activations are in 32 bits, all are kept and nothing is fused: with the default recipe 3.9 GB were measured.
-CPU_ACTIVATIONS = 8
-CPU_LIBRARIES = 1e9  # bytes
 CHECKPOINTS = 3  # the two that are kept, and the one being written
 
 
@@ -312,27 +309,29 @@ def model_shape(params, model: BaseModel):
     Raises:
         Refusal: if transformers does not know the architecture, or it has no layer of lora.target_modules.
     """
-    import torch
-
-    from stages import memory_plan, models
+    from stages import layout, models
 
     if model.folder is None:
         return None
     skeleton = models.skeleton(model.folder)
     models.check_target_modules(skeleton, params.lora)
-    lora = params.lora
-    return memory_plan.shape_of(skeleton, lora.r, lora.target_modules, getattr(torch, lora.dtype).itemsize)
+    return layout.shape_of(skeleton, params.lora)
 
 
-def written(params, model: BaseModel, shape) -> float:
-    """Bytes that one whole run writes under the repository."""
+def written(params, model: BaseModel, shape) -> dict[str, float]:
+    """Bytes that each stage of one whole run writes under the repository."""
     parameters = shape.parameters if shape else model.weights // 2
-    merged = parameters * (4 if params.merge.dtype == "float32" else 2)
-    # One bit more than the type's name says: scales, and the tensors that are kept finer.
-    ggufs = sum(parameters * (int(re.search(r"\d", type_)[0]) + 1) / 8 for type_ in params.gguf.types)
     # A checkpoint holds the adapter and two moments of each weight, in 32 bits.
     checkpoints = CHECKPOINTS * 3 * 4 * (shape.trainable if shape else parameters // 50)
-    return merged + 2 * parameters + ggufs + checkpoints
+    sizes = {
+        "quantize-load-train": checkpoints,
+        "merge": parameters * (4 if params.merge.dtype == "float32" else 2),
+        "convert-gguf": 2 * parameters,
+    }
+    for type_ in params.gguf.types:
+        # One bit more than the type's name says: scales, and the tensors that are kept finer.
+        sizes[f"quantize-gguf@{type_}"] = parameters * (int(re.search(r"\d", type_)[0]) + 1) / 8
+    return sizes
 
 
 def disk(params, model: BaseModel, shape) -> Iterator[Finding]:
@@ -342,7 +341,7 @@ def disk(params, model: BaseModel, shape) -> Iterator[Finding]:
     from stages import base_model
 
     cache = base_model.embedded_folder() if params.model.is_embedded else Path(constants.HF_HUB_CACHE)
-    needs = {Path.cwd(): written(params, model, shape)}
+    needs = {Path.cwd(): sum(written(params, model, shape).values())}
     if model.to_fetch:
         needs[next(folder for folder in (cache, *cache.parents) if folder.exists())] = model.to_fetch
 
@@ -362,6 +361,8 @@ def merge_memory(params, model: BaseModel) -> Finding:
     """RAM for a shard and its merged copy; where the model is compared with its adapter, memory for all of it."""
     import torch
 
+    from stages.device import available_memory
+
     growth = 2 if params.merge.dtype == "float32" else 1
     advice = "set merge.dtype to bfloat16" if growth == 2 else "choose a smaller model"
     ram, shards, whole = available_memory(), model.largest_shard * (1 + growth), model.weights * growth
@@ -376,50 +377,27 @@ def merge_memory(params, model: BaseModel) -> Finding:
 
 
 def training_memory(params, shape) -> Finding:
-    """What training takes, as `stages.memory_plan` predicts it."""
+    """What training takes, as `stages.layout` plans it for rows of the greatest length."""
     import torch
 
-    from stages import memory_plan
+    from stages import device, layout
 
-    train = params.train
     if shape is None:  # the embedded model before it is fetched
         return Finding(OK, "training", "fits any machine")
     size = f"{shape.parameters / 1e9:.2f} billion parameters"
-    if not torch.cuda.is_available():
-        free = available_memory()
-        plan = memory_plan.predict(shape, max(train.max_length, 1024), 0, train.optimizer)
-        need = plan.peak + (CPU_ACTIVATIONS - 1) * plan.activations + CPU_LIBRARIES
-        figure = f"{size} on the CPU: about {gb(need)}, {gb(free)} of RAM available"
-        if need > free:
-            return Finding(PROBLEM, "training", figure, "train on a GPU, or choose a smaller model")
-        if shape.parameters > CPU_SIZED:
-            return Finding(WARNING, "training", figure, "that takes days: train on a GPU")
-        return Finding(OK, "training", figure)
-
-    free = torch.cuda.mem_get_info()[0]
+    here = device.gpu() if torch.cuda.is_available() else device.cpu()
+    longest = [params.train.max_length] * params.train.batch_size
+    one_step = params.train.model_copy(update={"epochs": 1.0, "max_steps": 1})
     try:
-        step = train.max_length * train.batch_size  # at most
-        plan = memory_plan.choose(shape, free, train.memory, train.max_length, step, train.optimizer)
-        if train.micro_batch_tokens != "auto":
-            plan = memory_plan.predict(shape, train.micro_batch_tokens, plan.recomputed_layers, train.optimizer)
+        plan = layout.lay_out(shape, longest, one_step, here)
     except Refusal as refusal:
         return Finding(PROBLEM, "training", f"{size}: {refusal}")
-    figure = f"{size}: about {gb(plan.peak)} in packs of {plan.pack_tokens} tokens, {gb(free)} free on the GPU"
-    if plan.peak > free:
-        return Finding(PROBLEM, "training", figure, "set train.micro_batch_tokens to auto")
+    figure = f"{size} on {here.name}: about {gb(plan.peak)}, {gb(here.free)} free"
+    if plan.peak > here.free:
+        return Finding(PROBLEM, "training", figure, "train on a GPU, or choose a smaller model")
+    if not here.is_gpu and shape.parameters > CPU_SIZED:
+        return Finding(WARNING, "training", figure, "that takes days: train on a GPU")
     return Finding(OK, "training", figure)
-
-
-def available_memory() -> int:
-    """Bytes of RAM that this process may still take, in a container also."""
-    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists() and (found := re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())):
-        available = int(found[1]) * 1024
-    for limit in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
-        if limit.exists() and (text := limit.read_text().strip()).isdigit():
-            available = min(available, int(text))
-    return available
 
 
 def gb(size: float) -> str:

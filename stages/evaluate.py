@@ -100,7 +100,9 @@ def load(artifact: str, base: Path):
     """The transformers model that `artifact` names, ready to answer."""
     if artifact == "adapter":
         adapter = Path("models/adapter")
-        model = PeftModel.from_pretrained(models.load_base(base, models.read_quantization(adapter)), adapter)
+        model = models.load_base(base, models.read_quantization(adapter))
+        models.dequantize(model)
+        model = PeftModel.from_pretrained(model, adapter)
     else:
         folder = Path("models/merged") if artifact == "merged" else base
         model = models.load_plain(folder, torch.bfloat16)

@@ -13,7 +13,6 @@ the number of block masks and kernels small. Everything here runs on a CPU too, 
 """
 
 import functools
-import time
 
 import torch
 from torch import nn
@@ -41,18 +40,6 @@ def attention_implementation(device: torch.device) -> str:
     """The `attn_implementation` to load a model with: flex_attention, which skips the blocks between two examples of
     a pack, where it can be compiled (CUDA), and sdpa elsewhere."""
     return "flex_attention" if device.type == "cuda" else "sdpa"
-
-
-def matrix_rate(device: torch.device) -> float:
-    """Floating point operations a second of `device` on a large bf16 matrix product, measured in a moment."""
-    a = torch.randn(4096, 4096, device=device, dtype=torch.bfloat16)
-    a @ a
-    torch.cuda.synchronize(device)
-    begin = time.perf_counter()
-    for _ in range(20):
-        a @ a
-    torch.cuda.synchronize(device)
-    return 20 * 2 * 4096**3 / (time.perf_counter() - begin)
 
 
 def speed_up(model: nn.Module, recomputed_layers: int, backend: str = "inductor") -> None:

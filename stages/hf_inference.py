@@ -53,17 +53,18 @@ def generate(
     answers: dict[int, Answer] = {}
     begin = time.monotonic()
     while todo:
-        batch, rest = todo[:batch_size], todo[batch_size:]
+        batch = todo[:batch_size]
         try:
             answers |= zip(batch, _generate_batch(model, [prompts[at] for at in batch], settings), strict=True)
         except torch.OutOfMemoryError:
             if batch_size == 1:
                 raise
+        if batch[0] in answers:
+            todo = todo[batch_size:]
+            progress(len(batch))
+        else:  # outside of the handler: what it handles holds on to the memory
             batch_size //= 2
             torch.cuda.empty_cache()
-            continue
-        todo = rest
-        progress(len(batch))
     return [answers[at] for at in range(len(prompts))], time.monotonic() - begin
 
 

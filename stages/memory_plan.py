@@ -4,7 +4,8 @@ Nothing here touches a GPU. The shares are counted from the model's shape; the c
 on an H200 with Llama-3-8B, Mistral-7B and Llama-2-13B shapes (`benchmarks/train_speed.py`), within 10 %.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import nn
@@ -24,7 +25,12 @@ RECOMPUTED = 0.73  # recomputing a layer repeats its products, except the last
 PACK_COST = 400  # tokens whose forward pass takes as long as what is paid once a pack: dequantization, launches
 FAST_EFFICIENCY = 0.60  # of the GPU's rate on large matrix products
 PLAIN_EFFICIENCY = 0.33
-COMPILE_SECONDS = 40.0  # the first step and the first one of another length together
+COMPILE_SECONDS = 20.0  # both graphs and both lengths: 16 measured on 16 cores with nothing cached, 9 in later runs
+PLAIN_PACK_TOKENS = 4096  # without flex_attention a longer pack is slower: its attention computes what is masked, too
+
+# On a CPU activations are in 32 bits, all are kept and nothing is fused: with the default recipe 3.9 GB were measured.
+CPU_ACTIVATIONS = 8
+CPU_LIBRARIES = 10**9  # bytes
 
 
 @dataclass(frozen=True)
@@ -65,12 +71,19 @@ class MemoryPlan:
     optimizer: int
     activations: int
     logits: int
+    libraries: int = 0  # code and their own buffers; on a GPU they are there before its free memory is asked for
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Bytes by part. Logits and the activations of a backward pass are never there at the same time, so
+        `activations` is what is kept beside the larger of the two, plus what exceeds it."""
+        names = ("weights", "adapter", "optimizer", "activations", "logits", "libraries")
+        return {name: getattr(self, name) for name in names if getattr(self, name)}
 
     @property
     def peak(self) -> int:
-        """All parts together; logits and the activations of a backward pass are never there at the same time, so
-        `activations` is what is kept beside the larger of the two, plus what exceeds it."""
-        return self.weights + self.adapter + self.optimizer + self.activations + self.logits
+        """All parts together."""
+        return sum(self.parts.values())
 
 
 def shape_of(skeleton: nn.Module, r: int, target_modules: str | list[str], trainable_bytes: int = BF16) -> Shape:
@@ -147,6 +160,18 @@ def predict(
     )
 
 
+def predict_on_cpu(shape: Shape, pack_tokens: int, optimizer: str) -> MemoryPlan:
+    """The peak memory of training on a CPU, where nothing is recomputed."""
+    plan = replace(predict(shape, pack_tokens, 0, optimizer), compiled=False, libraries=CPU_LIBRARIES)
+    return replace(plan, activations=CPU_ACTIVATIONS * plan.activations)
+
+
+def pack_lengths(longest_row: int, step_tokens: int) -> list[int]:
+    """Lengths of packs to choose from, where none need be longer than a step nor can be shorter than a row."""
+    between = [length for length in PACK_TOKENS if longest_row < length < step_tokens]
+    return sorted({*between, longest_row, max(longest_row, min(step_tokens, PACK_TOKENS[0]))})
+
+
 def choose(
     shape: Shape,
     free: int,
@@ -154,36 +179,46 @@ def choose(
     longest_row: int,
     step_tokens: int,
     optimizer: str,
+    compiled: bool = True,
+    lengths: Sequence[int] | None = None,
 ) -> MemoryPlan:
     """The fastest layout that fits.
 
     Args:
         shape: of model and adapter.
         free: bytes that the run may take, the model included.
-        memory: "low" takes as little as training without loss of speed in packs of 2,048 tokens needs; "high" never
+        memory: "low" takes no more than training without loss of speed in packs of 2,048 tokens needs; "high" never
             recomputes a layer; "auto" trades the length of packs and the number of recomputed layers for speed.
         longest_row: tokens of the longest row, which no pack can be shorter than.
         step_tokens: tokens of the largest optimizer step, which no pack need be longer than.
         optimizer: "adamw" or "paged_adamw_8bit".
+        compiled: the fast path, or the plain one, which recomputes all layers whatever `memory` says.
+        lengths: of packs, to choose from; by default those of `pack_lengths`.
 
     Raises:
         Refusal: if the longest row does not fit.
     """
-    lengths = [length for length in PACK_TOKENS if longest_row < length < step_tokens]
-    lengths = sorted({*lengths, longest_row, max(longest_row, min(step_tokens, PACK_TOKENS[0]))})
+    if lengths is None:
+        lengths = pack_lengths(longest_row, step_tokens)
+    most = 2048 if memory == "low" else PACK_TOKENS[0] if compiled else PLAIN_PACK_TOKENS
+    nearest = min(lengths, key=lambda length: abs(length - most))
+    lengths = [length for length in lengths if length <= nearest]
     levels = range(shape.layers + 1)
-    if memory == "low":
-        lengths, levels = [min(lengths, key=lambda length: abs(length - 2048))], [shape.layers]
+    if memory == "low" or not compiled:
+        levels = [shape.layers]
     elif memory == "high":
         levels = [0]
-    layouts = [predict(shape, length, level, optimizer) for length in lengths for level in levels]
+    layouts = [predict(shape, length, level, optimizer, compiled) for length in lengths for level in levels]
     fitting = [layout for layout in layouts if layout.peak <= free * USABLE]
     if not fitting:
         least = min(layouts, key=lambda layout: layout.peak)
-        instead = "" if memory == "auto" else ", set train.memory to auto"
+        ways = [f"lower train.max_length (the longest row has {longest_row} tokens)"]
+        ways += ["lower train.micro_batch_tokens"] if len(lengths) == 1 and lengths[0] > longest_row else []
+        ways += ["set train.memory to auto"] if memory == "high" else []
+        ways += [] if compiled else ["set train.compile to auto"]
         raise Refusal(
             f"training needs about {least.peak / USABLE / 1e9:.1f} GB of GPU memory and {free / 1e9:.1f} GB are free: "
-            f"lower train.max_length (the longest row has {longest_row} tokens){instead} or choose a smaller model"
+            f"{', '.join(ways)} or choose a smaller model"
         )
     return min(fitting, key=lambda layout: _relative_cost(shape, layout))
 
@@ -195,12 +230,6 @@ def seconds(shape: Shape, plan: MemoryPlan, tokens: int, rate: float) -> float:
         return tokens * 2 * shape.quantized * 3 / (rate * PLAIN_EFFICIENCY)
     passes = _relative_cost(shape, plan)
     return COMPILE_SECONDS + tokens * 2 * shape.quantized * passes / (rate * FAST_EFFICIENCY)
-
-
-def compilation_pays(shape: Shape, plan: MemoryPlan, free: int, optimizer: str, tokens: int, rate: float) -> bool:
-    """Whether a run over `tokens` tokens ends earlier on the fast path than on the plain one, if that fits at all."""
-    plain = predict(shape, plan.pack_tokens, shape.layers, optimizer, compiled=False)
-    return plain.peak > free * USABLE or seconds(shape, plan, tokens, rate) < seconds(shape, plain, tokens, rate)
 
 
 def _relative_cost(shape: Shape, plan: MemoryPlan) -> float:

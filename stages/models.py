@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import torch
+from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from stages.base_model import weights_bytes
 from stages.console import Refusal
+from stages.device import available_memory
 from stages.params import Lora, Quantization
 
 QUANTIZATION = "quantization.json"
@@ -48,6 +50,28 @@ def load_base(folder: Path, quantization: Quantization, attention: str = "sdpa")
             # training goes on: after the first validation gradients would be wrong, and steps ten times slower.
             layer.support_avx512bf16_for_cpu = False
     return model
+
+
+def dequantize(model: PreTrainedModel) -> bool:
+    """Let each 4-bit layer of `model` be a plain one with the values that its 4 bits stand for, if the memory holds it.
+
+    For generating, which reads every weight for every token and would dequantize it every time. Where plain weights do
+    not fit all stays as it is: slower, the same numbers.
+    """
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Linear4bit)}
+    needed = 0
+    for layer in layers.values():
+        needed += layer.in_features * layer.out_features * layer.compute_dtype.itemsize
+    free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else available_memory()
+    if needed * 1.2 > free:
+        return False
+    for name, layer in layers.items():
+        weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(layer.compute_dtype)
+        plain = torch.nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+        plain.weight = torch.nn.Parameter(weight, requires_grad=False)
+        plain.bias = layer.bias
+        model.set_submodule(name, plain)
+    return True
 
 
 def load_plain(folder: Path, dtype: torch.dtype) -> PreTrainedModel:

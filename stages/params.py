@@ -298,7 +298,7 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
     try:
         return Params.model_validate(content)
     except ValidationError as error:
-        problems = [line for problem in error.errors() for line in _sentences(problem)]
+        problems = [line for problem in _by_key(error.errors()) for line in _sentences(problem)]
         raise Refusal(f"{path}: " + "; ".join(problems) if len(problems) == 1 else _list(path, problems)) from None
 
 
@@ -309,6 +309,22 @@ def _nearest(name: str, known: list[str]) -> str:
 
 def _list(path: Path, problems: list[str]) -> str:
     return f"{path} has {len(problems)} problems:\n" + "\n".join(f"  - {problem}" for problem in problems)
+
+
+def _by_key(errors: list[dict]) -> list[dict]:
+    """pydantic's error records, where a key that may be of one type or another has one for each, as one a key."""
+    merged: dict[tuple, dict] = {}
+    for error in errors:
+        section, depth = Params, 0
+        while depth < len(error["loc"]) and isinstance(section, type) and issubclass(section, Section):
+            field = section.model_fields.get(error["loc"][depth])
+            section, depth = field and field.annotation, depth + 1
+        key = error["loc"][:depth] if depth else ("", len(merged))
+        if key in merged and depth < len(error["loc"]):
+            merged[key]["msg"] += " or " + error["msg"].removeprefix("Input should be ")
+        else:
+            merged[key] = error | {"loc": error["loc"][:depth]}
+    return list(merged.values())
 
 
 def _sentences(problem: dict) -> list[str]:

@@ -15,7 +15,6 @@ import resource
 import shutil
 import signal
 import time
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,12 +26,15 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
-from stages import base_model, chat, fast_path, memory_plan, models, packed_attention, packing
+from stages import base_model, chat, device, fast_path, layout, models, packed_attention, packing
 from stages.console import Refusal, run_stage, summary
+from stages.memory_plan import MemoryPlan
 from stages.outputs import new_folder, write_json
 from stages.params import Params, Train, load_params
 
 PREPARED = Path("data/prepared")
+SPLITS = ("train", "validation")
+COMPLETE = "complete"  # an empty file, written into a checkpoint when all else is
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
 
 
@@ -46,26 +48,22 @@ def main() -> None:
     tokenizer = chat.load_tokenizer(base)
     stops = chat.stop_ids(tokenizer, base)
     rows = {split: read_encoded(PREPARED / f"{split}.jsonl", params.train, tokenizer, stops) for split in SPLITS}
-    layout = lay_out(skeleton, [len(row.input_ids) for row in rows["train"]], params)
-    steps = plan_steps(rows["train"], layout.pack_tokens, params.train)
+    lengths = [len(row.input_ids) for row in rows["train"]]
+    shape = layout.shape_of(skeleton, params.lora)
+    here = device.gpu() if torch.cuda.is_available() else device.cpu()
     checkpoints = checkpoint_folder(params)
 
-    set_seed(params.train.seed)
-    trainer = make_trainer(params, base, tokenizer, rows, steps, layout, checkpoints)
-    started = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
-    resumed = usable_checkpoint(checkpoints)
-    print(
-        f"training: {len(steps)} steps of {params.train.batch_size} rows"
-        + (f", from {resumed.name}" if resumed else "")
-    )
-    begin = time.monotonic()
-    trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
-    seconds = time.monotonic() - begin
-    if trainer.interrupted:
-        raise Refusal(f"interrupted after step {trainer.state.global_step}; `dvc repro` goes on from there")
-    check_trained(trainer.model, started)
+    tokens = sum(layout.step_tokens(lengths, params.train))
 
-    metrics = run_metrics(trainer, rows, steps, seconds, resumed)
+    def run(plan: MemoryPlan) -> tuple[Trainer, dict]:
+        summary(f"plan for {here.name}", layout.describe(shape, plan, tokens, here))
+        steps = plan_steps(rows["train"], plan.pack_tokens, params.train)
+        set_seed(params.train.seed)
+        trainer = make_trainer(params, base, tokenizer, rows, steps, plan, checkpoints)
+        return trainer, train(trainer, rows, steps, checkpoints)
+
+    trainer, metrics = layout.run_fitted(run, shape, lengths, params.train, here)
+
     with new_folder(Path("results/train")) as output:
         write_log(output / "log.csv", trainer.state.log_history)
         write_json(output / "metrics.json", metrics)
@@ -78,9 +76,6 @@ def main() -> None:
         shutil.copy(Path("models/base") / base_model.RECORD, output)
     shutil.rmtree(checkpoints)
     summary("quantize-load-train", metrics)
-
-
-SPLITS = ("train", "validation")
 
 
 def read_encoded(path: Path, train: Train, tokenizer, stops: list[int]) -> list[chat.Encoded]:
@@ -97,57 +92,6 @@ def plan_steps(encoded: list[chat.Encoded], pack_tokens: int, train: Train) -> l
     """Steps of packs of row numbers."""
     lengths = [len(row.input_ids) for row in encoded]
     return packing.plan(lengths, train.batch_size, pack_tokens, train.epochs, train.max_steps, train.seed)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a run goes through the device. `recomputed_layers` counts if `compiled`; otherwise a GPU recomputes all."""
-
-    pack_tokens: int
-    recomputed_layers: int = 0
-    compiled: bool = False
-
-
-def lay_out(skeleton, lengths: list[int], params: Params) -> Layout:
-    """Fit the run to the device that is there, and print what it will need.
-
-    The micro-batches that come out of this change memory and speed, never what a step learns from.
-    """
-    train, lora = params.train, params.lora
-    if not torch.cuda.is_available():
-        auto = max(CPU_PACK_TOKENS, *lengths)
-        return Layout(auto if train.micro_batch_tokens == "auto" else train.micro_batch_tokens)
-    shape = memory_plan.shape_of(skeleton, lora.r, lora.target_modules, getattr(torch, lora.dtype).itemsize)
-    free = torch.cuda.mem_get_info()[0]
-    steps = packing.plan(lengths, train.batch_size, sum(lengths), train.epochs, train.max_steps, train.seed)
-    step_tokens = [sum(lengths[row] for pack in step for row in pack) for step in steps]
-    plan = memory_plan.choose(shape, free, train.memory, max(lengths), max(step_tokens), train.optimizer)
-    if train.micro_batch_tokens != "auto":
-        plan = memory_plan.predict(shape, train.micro_batch_tokens, plan.recomputed_layers, train.optimizer)
-    rate = fast_path.matrix_rate(torch.device("cuda"))
-    compiled = train.compile
-    if compiled == "auto":
-        compiled = memory_plan.compilation_pays(shape, plan, free, train.optimizer, sum(step_tokens), rate)
-    if not compiled:
-        plan = memory_plan.predict(shape, plan.pack_tokens, shape.layers, train.optimizer, compiled=False)
-        if plan.peak > free:
-            raise Refusal(
-                f"training without compiled layers needs about {plan.peak / 1e9:.1f} GB of GPU memory and "
-                f"{free / 1e9:.1f} GB are free: set train.compile to auto, or lower train.micro_batch_tokens"
-            )
-    parts = ", ".join(f"{name} {getattr(plan, name) / 1e9:.2f}" for name in MEMORY_PARTS)
-    minutes = memory_plan.seconds(shape, plan, sum(step_tokens), rate) / 60
-    print(
-        f"plan: {sum(step_tokens):,} tokens in packs of at most {plan.pack_tokens:,}, "
-        f"{'compiled layers' if plan.compiled else 'plain layers'}, {plan.recomputed_layers} of {shape.layers} "
-        f"recomputed; about {minutes:.1f} minutes and {plan.peak / 1e9:.1f} GB of {free / 1e9:.1f} GB free ({parts})",
-        flush=True,
-    )
-    return Layout(plan.pack_tokens, plan.recomputed_layers, plan.compiled)
-
-
-CPU_PACK_TOKENS = 1024
-MEMORY_PARTS = ("weights", "adapter", "optimizer", "activations", "logits")
 
 
 def checkpoint_folder(params: Params) -> Path:
@@ -170,9 +114,6 @@ def usable_checkpoint(folder: Path) -> Path | None:
             return Path(last)
         shutil.rmtree(last)
     return None
-
-
-COMPLETE = "complete"  # an empty file, written into a checkpoint when all else is
 
 
 class Guard(TrainerCallback):
@@ -215,11 +156,18 @@ class Guard(TrainerCallback):
 
 
 class Trainer(SFTTrainer):
-    """trl's trainer, with the guard in place and no model card in its checkpoints."""
+    """trl's trainer, with the guard in place, no model card in its checkpoints, and on a GPU a rehearsal.
 
-    def __init__(self, adapter_dtype: torch.dtype, **kwargs):
+    Args:
+        adapter_dtype: precision of the adapter.
+        longest_pack: index of the longest example of the training set.
+    """
+
+    def __init__(self, adapter_dtype: torch.dtype, longest_pack: int, **kwargs):
         self.guard = Guard()
         self.adapter_dtype = adapter_dtype
+        self.longest_pack = longest_pack
+        self.rehearsed = False
         super().__init__(callbacks=[self.guard], **kwargs)
         self.remove_callback(PrinterCallback)
 
@@ -227,18 +175,38 @@ class Trainer(SFTTrainer):
     def interrupted(self) -> bool:
         return self.guard.terminated and self.state.global_step < self.state.max_steps
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """trl's loss on a GPU. Without one trl scores every position, so here only the supervised ones are.
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        if not self.rehearsed and self.args.device.type == "cuda":
+            self.rehearse(model)
+        self.rehearsed = True
+        return super().training_step(model, inputs, num_items_in_batch)
 
-        Mean negative log-likelihood (nats) of the supervised tokens, over `num_items_in_batch` of them if given.
+    def rehearse(self, model) -> None:
+        """Go through the longest pack once, without a step of the optimizer and before the first: if the memory does
+        not suffice, it shows now and not hours later."""
+        longest = self.data_collator([self.train_dataset[self.longest_pack]])
+        with torch.random.fork_rng([self.args.device]):
+            moments = [torch.empty_like(p) for p in model.parameters() if p.requires_grad for _ in range(2)]
+            super().training_step(model, longest)
+        del moments
+        model.zero_grad()
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Mean negative log-likelihood (nats) of the supervised tokens, over `num_items_in_batch` of them if given.
+
+        trl's, without what it measures on the way: its entropy and accuracy wait for the GPU in every micro-batch, and
+        without a GPU it scores every position.
         """
-        if self.args.device.type != "cpu":
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        labels = inputs.pop("labels")[0, 1:]
-        where = torch.nonzero(labels != chat.IGNORED).flatten()
-        logits = model(**inputs, use_cache=False, logits_to_keep=where).logits[0].float()
-        loss = torch.nn.functional.cross_entropy(logits, labels[where], reduction="sum")
-        return loss / max(1, len(where) if num_items_in_batch is None else int(num_items_in_batch))
+        labels = inputs["labels"]
+        supervised = (labels[:, 1:] != chat.IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        if self.args.device.type == "cuda":
+            loss = -model(**inputs, fused_lm_head=True).log_probs.sum()
+        else:
+            labels = inputs.pop("labels")[0, 1:]
+            where = torch.nonzero(labels != chat.IGNORED).flatten()
+            logits = model(**inputs, use_cache=False, logits_to_keep=where).logits[0].float()
+            loss = torch.nn.functional.cross_entropy(logits, labels[where], reduction="sum")
+        return loss / torch.as_tensor(supervised).clamp(min=1)
 
     def cast_adapter(self) -> None:
         """Let the adapter have the precision that was asked for: trl makes it bfloat16, PEFT float32."""
@@ -254,17 +222,19 @@ class Trainer(SFTTrainer):
         pass
 
 
-def make_trainer(params: Params, base: Path, tokenizer, rows, steps, layout: Layout, checkpoints: Path) -> Trainer:
+def make_trainer(params: Params, base: Path, tokenizer, rows, steps, plan: MemoryPlan, checkpoints: Path) -> Trainer:
     """Put model, adapter, data and settings together."""
     lora, train = params.lora, params.train
     on_gpu = torch.cuda.is_available()
     disable_progress_bars()
     schedule = "constant_with_warmup" if train.lr_scheduler == "constant" else train.lr_scheduler
     lengths = [len(row.input_ids) for row in rows["validation"]]
+    packs = [pack for step in steps for pack in step]
+    pack_tokens = [sum(len(rows["train"][row].input_ids) for row in pack) for pack in packs]
     datasets = {
-        "train": packing.pack_dataset([pack for step in steps for pack in step], rows["train"], tokenizer.pad_token_id),
+        "train": packing.pack_dataset(packs, rows["train"], tokenizer.pad_token_id),
         "validation": packing.pack_dataset(
-            packing.pack_evaluation(lengths, max(layout.pack_tokens, *lengths)),
+            packing.pack_evaluation(lengths, max(plan.pack_tokens, *lengths)),
             rows["validation"],
             tokenizer.pad_token_id,
         ),
@@ -279,7 +249,7 @@ def make_trainer(params: Params, base: Path, tokenizer, rows, steps, layout: Lay
         train_sampling_strategy="sequential",
         num_train_epochs=1,
         padding_free=True,
-        pad_to_multiple_of=fast_path.PACK_MULTIPLE if layout.compiled else None,
+        pad_to_multiple_of=fast_path.PACK_MULTIPLE if plan.compiled else None,
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
@@ -291,7 +261,7 @@ def make_trainer(params: Params, base: Path, tokenizer, rows, steps, layout: Lay
         optim={"adamw": "adamw_torch_fused" if on_gpu else "adamw_torch"}.get(train.optimizer, train.optimizer),
         bf16=params.quantization.compute_dtype == "bfloat16",
         use_cpu=not on_gpu,
-        gradient_checkpointing=on_gpu and not layout.compiled,  # compiled layers recompute inside
+        gradient_checkpointing=on_gpu and not plan.compiled,  # compiled layers recompute inside
         logging_steps=1,
         logging_nan_inf_filter=False,
         eval_strategy="steps",
@@ -304,12 +274,13 @@ def make_trainer(params: Params, base: Path, tokenizer, rows, steps, layout: Lay
     )
     _ = config.device  # settles the number of GPUs, by which the trainer would multiply the packs of a batch
     config._n_gpu = min(config._n_gpu, 1)
-    if layout.compiled:
-        attention = fast_path.attention_implementation(torch.device("cuda"))
+    if plan.compiled:
+        attention = fast_path.attention_implementation(config.device)
     else:
         attention = "sdpa" if on_gpu else packed_attention.NAME
     trainer = Trainer(
         getattr(torch, lora.dtype),
+        pack_tokens.index(max(pack_tokens)),
         model=models.load_base(base, params.quantization, attention),
         args=config,
         train_dataset=datasets["train"],
@@ -325,9 +296,27 @@ def make_trainer(params: Params, base: Path, tokenizer, rows, steps, layout: Lay
         ),
     )
     trainer.cast_adapter()
-    if layout.compiled:
-        fast_path.speed_up(trainer.model, layout.recomputed_layers)
+    if plan.compiled:
+        fast_path.speed_up(trainer.model, plan.recomputed_layers)
     return trainer
+
+
+def train(trainer: Trainer, rows, steps, checkpoints: Path) -> dict:
+    """Train to the end, from the last checkpoint if there is one, and return what is to be said of the run."""
+    started = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+    resumed = usable_checkpoint(checkpoints)
+    print(
+        f"training: {len(steps)} steps of {max(sum(map(len, step)) for step in steps)} rows"
+        + (f", from {resumed.name}" if resumed else ""),
+        flush=True,
+    )
+    begin = time.monotonic()
+    trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    seconds = time.monotonic() - begin
+    if trainer.interrupted:
+        raise Refusal(f"interrupted after step {trainer.state.global_step}; `dvc repro` goes on from there")
+    check_trained(trainer.model, started)
+    return run_metrics(trainer, rows, steps, seconds, resumed)
 
 
 def check_trained(model, started: dict[str, torch.Tensor]) -> None:

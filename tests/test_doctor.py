@@ -6,7 +6,7 @@ import pytest
 from conftest import REPO, refused
 from fake_hub import COMMIT, fake_hub
 
-from stages import doctor, llama_cpp
+from stages import device, doctor, llama_cpp
 from stages.console import Refusal
 from stages.params import Params, load_params
 
@@ -209,8 +209,9 @@ def test_the_disk_needs_what_a_run_writes(params, tiny_model):
     one = doctor.written(params, model, shape)
     two = doctor.written(changed(params, "gguf", types=["Q8_0", "Q4_K_M"]), model, shape)
     float32 = doctor.written(changed(params, "merge", dtype="float32"), model, shape)
-    assert two - one == pytest.approx(shape.parameters * 5 / 8)
-    assert float32 - one == pytest.approx(shape.parameters * 2)
+    assert two.keys() - one.keys() == {"quantize-gguf@Q4_K_M"}
+    assert two["quantize-gguf@Q4_K_M"] == pytest.approx(shape.parameters * 5 / 8)
+    assert float32["merge"] == 2 * one["merge"] == 4 * shape.parameters
 
 
 def test_memory_that_is_too_small(params, tiny_model, monkeypatch):
@@ -218,11 +219,11 @@ def test_memory_that_is_too_small(params, tiny_model, monkeypatch):
     shape = doctor.model_shape(params, model)
     assert doctor.merge_memory(params, model).level == doctor.OK
     assert doctor.training_memory(params, shape).level == doctor.OK
-    monkeypatch.setattr(doctor, "available_memory", lambda: 1_000_000)
+    monkeypatch.setattr(device, "available_memory", lambda: 1_000_000)
     assert doctor.merge_memory(params, model).level == doctor.PROBLEM
     float32 = doctor.merge_memory(changed(params, "merge", dtype="float32"), model)
     assert float32.advice == "set merge.dtype to bfloat16"
 
 
 def test_available_memory_is_this_machine_s():
-    assert 10**8 < doctor.available_memory() < 10**14
+    assert 10**8 < device.available_memory() < 10**14

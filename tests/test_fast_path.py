@@ -11,7 +11,7 @@ from peft.tuners.lora.bnb import Linear4bit as LoraLinear4bit
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks.train_speed import random_model
-from stages import fast_path, memory_plan, nf4_linear
+from stages import fast_path, memory_plan, models, nf4_linear
 
 CONFIG = LlamaConfig(
     vocab_size=512,
@@ -79,6 +79,16 @@ def test_weights_are_those_of_bitsandbytes(double, device):
     expected = dequantize_4bit(weight.data, weight.quant_state)
     for _ in range(2):  # the second call takes the kernel that the first one compiled
         assert torch.equal(nf4_linear.dequantize(nf4_linear._packed_weight(layer), 192, torch.bfloat16), expected)
+
+
+def test_dequantized_layers_compute_what_their_four_bits_stand_for():
+    model, batch = tiny_model().get_base_model(), pack(30, 7)
+    with torch.no_grad():
+        expected = model(**batch, use_cache=False).logits
+        assert models.dequantize(model)
+        assert not [module for module in model.modules() if isinstance(module, Linear4bit)]
+        logits = model(**batch, use_cache=False).logits
+    assert (logits - expected).norm() <= 5e-3 * expected.norm()  # these weights were bf16 before they were 4 bits
 
 
 def test_loss_and_gradients_are_those_of_the_plain_path():

@@ -1,12 +1,17 @@
 """The memory plan against peaks measured on a GPU, and the choices that it makes."""
 
+import itertools
+
 import pytest
 import torch
+from conftest import REPO
 from transformers import AutoModelForCausalLM
 
 from benchmarks.train_speed import SHAPES
-from stages import memory_plan
+from stages import layout, memory_plan
 from stages.console import Refusal
+from stages.device import Device
+from stages.params import load_params
 
 GB = 10**9
 H200 = 790e12  # operations a second
@@ -79,14 +84,81 @@ def test_what_does_not_fit_is_refused_with_a_way_out(shapes):
         memory_plan.choose(shapes["llama3-8b"], 6 * GB, "auto", 1024, 16384, "adamw")
 
 
-def test_short_runs_are_not_compiled(shapes):
-    shape = shapes["llama3-8b"]
-    plan = memory_plan.choose(shape, 24 * GB, "auto", 1024, 16384, "adamw")
-    assert not memory_plan.compilation_pays(shape, plan, 24 * GB, "adamw", 50_000, H200)
-    assert memory_plan.compilation_pays(shape, plan, 24 * GB, "adamw", 5_000_000, H200)
+# Layouts
 
 
-def test_a_run_that_fits_only_when_compiled_is_compiled(shapes):
+@pytest.fixture(scope="module")
+def train():
+    return load_params(REPO / "recipes/llama3-8b-sql.yaml").train
+
+
+def card(size: float) -> Device:
+    return Device("a card", True, int(size * GB), H200)
+
+
+def full(steps: int) -> list[int]:
+    """Lengths of the rows of so many steps of 16 rows of 1,024 tokens."""
+    return [1024] * 16 * steps
+
+
+def test_short_runs_are_not_compiled(shapes, train):
     shape = shapes["llama3-8b"]
-    plan = memory_plan.choose(shape, int(7.7 * GB), "auto", 1024, 16384, "adamw")
-    assert memory_plan.compilation_pays(shape, plan, int(7.7 * GB), "adamw", 1000, H200)
+    assert not layout.lay_out(shape, full(3), train, card(24)).compiled
+    assert layout.lay_out(shape, full(300), train, card(24)).compiled
+
+
+def test_what_is_said_of_compilation_holds(shapes, train):
+    always, never = (train.model_copy(update={"compile": value}) for value in (True, False))
+    assert layout.lay_out(shapes["llama3-8b"], full(3), always, card(24)).compiled
+    assert not layout.lay_out(shapes["llama3-8b"], full(300), never, card(24)).compiled
+    with pytest.raises(Refusal, match=r"set train\.compile to auto"):
+        layout.lay_out(shapes["llama3-8b"], [4096] * 16, never, card(8.7))
+
+
+def test_a_run_that_fits_only_when_compiled_is_compiled(shapes, train):
+    assert layout.lay_out(shapes["llama3-8b"], [4096] * 16, train, card(8.7)).compiled
+
+
+def test_a_run_that_does_not_fit_steps_down_until_it_does(shapes, train):
+    """On a card whose memory ends at 15 GB, whatever was predicted for 24."""
+    tried = []
+
+    def attempt(plan):
+        tried.append(plan)
+        if plan.peak > 15 * GB:
+            raise torch.OutOfMemoryError
+        return plan
+
+    fitted = layout.run_fitted(attempt, shapes["llama3-8b"], full(300), train, card(24))
+    assert fitted is tried[-1]
+    assert len(tried) > 2
+    assert all(lighter.peak < plan.peak for plan, lighter in itertools.pairwise(tried))
+    assert fitted.peak > 12 * GB  # no more is given up than has to be
+
+
+@pytest.mark.parametrize("memory", ["auto", "low", "high"])
+def test_a_run_that_never_fits_ends_with_a_sentence(shapes, train, memory):
+    def attempt(plan):
+        raise torch.OutOfMemoryError
+
+    settings = train.model_copy(update={"memory": memory})
+    with pytest.raises(Refusal, match="ran out in the lightest layout: training needs about"):
+        layout.run_fitted(attempt, shapes["llama3-8b"], full(300), settings, card(24))
+
+
+def test_a_plan_counts_with_the_packs_that_come_out(shapes, train):
+    """Three rows of 1,024 tokens fill 3,072 of at most 4,000."""
+    settings = train.model_copy(update={"micro_batch_tokens": 4000})
+    for size in (10, 24, 80):
+        assert layout.lay_out(shapes["llama3-8b"], full(300), settings, card(size)).pack_tokens == 3072
+    for size in (8, 12, 16, 24, 48):
+        assert layout.lay_out(shapes["llama3-8b"], full(300), train, card(size)).pack_tokens % 1024 == 0
+
+
+def test_a_cpu_has_its_own_layout(shapes, train):
+    processor = Device("a CPU", False, 8 * GB, 1e11)
+    plan = layout.lay_out(shapes["smollm2-135m"], [100, 1200], train, processor)
+    assert (plan.pack_tokens, plan.recomputed_layers, plan.compiled) == (1200, 0, False)
+    paged = train.model_copy(update={"optimizer": "paged_adamw_8bit"})
+    with pytest.raises(Refusal, match="paged_adamw_8bit needs a GPU"):
+        layout.lay_out(shapes["smollm2-135m"], [100], paged, processor)

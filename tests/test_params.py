@@ -59,6 +59,11 @@ def test_there_are_recipes():
         ({"train.epochs": float("inf")}, r"train\.epochs: "),
         ({"quantization.type": "int8"}, r"quantization\.type: .*'nf4' or 'fp4'"),
         ({"lora.target_modules": []}, r"lora\.target_modules.*: names no module"),
+        (
+            {"lora.target_modules": "all"},
+            r"lora\.target_modules: .* 'all-linear' or a valid list \(it is 'all'",
+        ),
+        ({"train.compile": "yes"}, r"^\S+: train\.compile: input should be a valid boolean or 'auto' \(it is 'yes'\)$"),
         ({"lora": None}, r"lora: "),
         ({"model.revision": "main"}, r"model\.revision: only a hub name has one"),
         ({"model.id": "llama"}, r"model: 'llama' is neither a folder \(\./my-model\) nor a name on the hub"),

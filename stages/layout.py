@@ -1,0 +1,143 @@
+"""How a training run goes through the device that is there: laid out before it, and made lighter if that is too much.
+
+Training and the plan before it (`make plan`) share this. What is decided here changes memory and speed, never what a
+step learns from.
+"""
+
+import functools
+import gc
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+
+from stages import memory_plan, packing
+from stages.console import Refusal
+from stages.device import Device
+from stages.memory_plan import MemoryPlan, Shape
+from stages.params import Lora, Train
+
+CPU_PACK_TOKENS = 1024
+CPU_EFFICIENCY = 0.7  # of the rate on large matrix products, with the default recipe on 2 cores
+LIGHTER = 0.9  # what a plan that did not fit may take at the next try, as a share of what it was predicted to take
+
+T = TypeVar("T")
+
+
+def shape_of(skeleton, lora: Lora) -> Shape:
+    """What the memory of a run with this adapter depends on, read off the model without weights."""
+    return memory_plan.shape_of(skeleton, lora.r, lora.target_modules, getattr(torch, lora.dtype).itemsize)
+
+
+def lay_out(shape: Shape, lengths: Sequence[int], train: Train, device: Device, free: int | None = None) -> MemoryPlan:
+    """The fastest layout that fits, compiled or plain.
+
+    Args:
+        shape: of model and adapter.
+        lengths: tokens of each training row.
+        train: the parameters that have a say.
+        device: what to fit the run to.
+        free: bytes that it may take, if not all that `device` has.
+
+    Raises:
+        Refusal: if nothing fits on the GPU (a CPU is not asked: its memory can be swapped), or there has to be one.
+    """
+    fixed = None if train.micro_batch_tokens == "auto" else train.micro_batch_tokens
+    if not device.is_gpu and train.optimizer == "paged_adamw_8bit":
+        raise Refusal("train.optimizer: paged_adamw_8bit needs a GPU, and there is none; set it to adamw")
+    if not device.is_gpu:
+        return memory_plan.predict_on_cpu(shape, fixed or max(CPU_PACK_TOKENS, *lengths), train.optimizer)
+    steps = step_tokens(lengths, train)
+    limits = memory_plan.pack_lengths(max(lengths), max(steps)) if fixed is None else [fixed]
+    fitting = functools.partial(
+        memory_plan.choose,
+        shape,
+        device.free if free is None else free,
+        train.memory,
+        max(lengths),
+        max(steps),
+        train.optimizer,
+        lengths=sorted({longest_pack(lengths, train, limit) for limit in limits}),
+    )
+    if train.compile != "auto":
+        return fitting(compiled=train.compile)
+    fast = fitting(compiled=True)
+    try:
+        plain = fitting(compiled=False)
+    except Refusal:
+        return fast
+    return min(fast, plain, key=lambda plan: memory_plan.seconds(shape, plan, sum(steps), device.rate))
+
+
+def longest_pack(lengths: Sequence[int], train: Train, limit: int) -> int:
+    """Tokens of the longest pack of a run whose packs are to have at most `limit`; rows may not fill them."""
+    steps = packing.plan(lengths, train.batch_size, limit, train.epochs, train.max_steps, train.seed)
+    return max(sum(lengths[row] for row in pack) for step in steps for pack in step)
+
+
+def step_tokens(lengths: Sequence[int], train: Train) -> list[int]:
+    """Tokens of each optimizer step of a run."""
+    whole = packing.plan(lengths, train.batch_size, sum(lengths), train.epochs, train.max_steps, train.seed)
+    return [sum(lengths[row] for pack in step for row in pack) for step in whole]
+
+
+def seconds(shape: Shape, plan: MemoryPlan, tokens: int, device: Device) -> float:
+    """Seconds that training on `tokens` tokens takes, compilation included."""
+    if device.is_gpu:
+        return memory_plan.seconds(shape, plan, tokens, device.rate)
+    return tokens * 2 * shape.quantized * 2 / (device.rate * CPU_EFFICIENCY)
+
+
+def describe(shape: Shape, plan: MemoryPlan, tokens: int, device: Device) -> dict[str, str]:
+    """The plan in words: how the run goes, how long, and what memory it takes."""
+    minutes = seconds(shape, plan, tokens, device) / 60
+    parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in plan.parts.items())
+    return {
+        "layout": packs(shape, plan) if device.is_gpu else f"packs of at most {plan.pack_tokens:,} tokens",
+        "time": f"about {minutes:.1f} minutes for {tokens:,} tokens"
+        + (f", {memory_plan.COMPILE_SECONDS:.0f} seconds of it for compilation" if plan.compiled else ""),
+        "memory": f"about {plan.peak / 1e9:.1f} GB of {device.free / 1e9:.1f} GB free ({parts})",
+    }
+
+
+def packs(shape: Shape, plan: MemoryPlan) -> str:
+    """How the rows go through a GPU, in words."""
+    kind = "compiled" if plan.compiled else "plain"
+    return (
+        f"packs of at most {plan.pack_tokens:,} tokens, {kind} layers, {plan.recomputed_layers} of {shape.layers} "
+        "recomputed"
+    )
+
+
+def run_fitted(
+    attempt: Callable[[MemoryPlan], T], shape: Shape, lengths: Sequence[int], train: Train, device: Device
+) -> T:
+    """What `attempt` returns for the first plan whose memory suffices.
+
+    Where it raises torch.OutOfMemoryError it is called again with a lighter plan: what is the fastest within a tenth
+    less memory, which is more recomputation first and shorter packs then.
+
+    Raises:
+        Refusal: if there is no lighter plan.
+    """
+    plan = lay_out(shape, lengths, train, device)
+    while True:
+        try:
+            return attempt(plan)
+        except torch.OutOfMemoryError:
+            pass  # its traceback holds the model; it must be gone before the next one comes
+        gc.collect()
+        torch._dynamo.reset()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        lighter = int(plan.peak * LIGHTER / memory_plan.USABLE)
+        tried = packs(shape, plan)
+        try:
+            plan = lay_out(shape, lengths, train, device, lighter)
+        except Refusal as refusal:
+            raise Refusal(f"the GPU's memory ran out in the lightest layout: {refusal}") from None
+        print(
+            f"the GPU's memory ran out with {tried}; trying a lighter layout",
+            flush=True,
+        )

@@ -1,0 +1,115 @@
+"""plan: what a run of the current params.yaml will need: parameters, memory, tokens, time and disk.
+
+Works before anything was run: reads the model's config.json, and the prepared rows if there are any. Fetches no weights
+(except for the embedded model, which comes as one package) and writes nothing.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+
+from stages import base_model, device, doctor, layout, models, rows
+from stages.console import Refusal, run_stage, summary
+from stages.device import Device
+from stages.memory_plan import Shape
+from stages.params import Data, Params, Train, load_params
+
+PREPARED = Path("data/prepared/train.jsonl")
+CHARACTERS = 3.5  # a token: the built-in text-to-SQL rows with SmolLM2's tokenizer
+CARDS = (8, 12, 16, 24, 48, 80)  # GB
+CARD_FREE = 0.94  # of a card's memory, when nothing else uses it
+
+
+def main() -> None:
+    params = load_params()
+    folder, base = base_model_of(params)
+    skeleton = models.skeleton(folder)
+    models.check_target_modules(skeleton, params.lora)
+    shape = layout.shape_of(skeleton, params.lora)
+    lengths, source = row_lengths(params)
+    tokens = sum(layout.step_tokens(lengths, params.train))
+    here = device.gpu() if torch.cuda.is_available() else device.cpu()
+
+    summary(
+        params.model.id,
+        {
+            "parameters": f"{shape.parameters:,}, {shape.quantized / shape.parameters:.0%} of them in 4 bits",
+            "trainable": f"{shape.trainable:,} ({shape.trainable / shape.parameters:.2%})",
+            "rows": f"{len(lengths):,} for training, {sum(lengths):,} tokens, the longest {max(lengths):,} ({source})",
+        },
+    )
+    try:
+        plan = layout.lay_out(shape, lengths, params.train, here)
+        summary(f"training on {here.name}", layout.describe(shape, plan, tokens, here))
+    except Refusal as refusal:
+        summary(f"training on {here.name}", {"does not fit": refusal})
+    if not here.is_gpu:
+        summary("training on a GPU", {f"{size} GB": on_card(shape, lengths, params.train, size) for size in CARDS})
+    disk = {"fetch-base": base.to_fetch} | doctor.written(params, base, shape)
+    summary("disk", {stage: doctor.gb(size) for stage, size in disk.items()} | {"whole": doctor.gb(sum(disk.values()))})
+
+
+def base_model_of(params: Params) -> tuple[Path, doctor.BaseModel]:
+    """The folder with the model's config.json, and its sizes.
+
+    Raises:
+        Refusal: if the model cannot be had.
+    """
+    if params.model.is_embedded:
+        base_model.fetch(params.model)
+    _, facts = doctor.base_model(params)
+    return facts.folder, facts
+
+
+def row_lengths(params: Params) -> tuple[list[int], str]:
+    """Tokens of each training row, and where that is known from.
+
+    Raises:
+        Refusal: if the rows are in a file, and it cannot be read.
+    """
+    data, longest = params.data, params.train.max_length
+    if PREPARED.is_file():
+        with PREPARED.open(encoding="utf-8") as lines:
+            return [min(json.loads(line)["tokens"], longest) for line in lines], "as prepared"
+    if data.is_local:
+        lengths = sorted(estimate(data, longest))
+        wanted = min(len(lengths), data.train_rows or round(len(lengths) * share_for_training(data)))
+        # Every so manieth, from short to long, the longest among them.
+        chosen = [lengths[(at + 1) * len(lengths) // wanted - 1] for at in range(wanted)]
+        return chosen, f"an estimate from {data.source}; exact after `dvc repro prepare-dataset`"
+    count = data.train_rows or 1000
+    return [longest // 4] * (count - 1) + [longest], (
+        f"a guess: {data.source} is read by `dvc repro prepare-dataset`, after which this is exact"
+    )
+
+
+def estimate(data: Data, longest: int) -> list[int]:
+    """About the tokens of each usable row of a local file."""
+    lengths = []
+    for row in rows.read(data.source, data):
+        try:
+            messages = rows.conversation(row, data)
+        except rows.Rejected:
+            continue
+        lengths.append(round(sum(len(message["content"]) for message in messages) / CHARACTERS) + 1)
+    return [min(length, longest) for length in lengths if length <= longest or data.overlong == "truncate"]
+
+
+def share_for_training(data: Data) -> float:
+    return 1 - data.validation_fraction - (0 if data.test_source else data.test_fraction)
+
+
+def on_card(shape: Shape, lengths: list[int], train: Train, size: int) -> str:
+    """How a long run would go on a card of `size` GB."""
+    settings = train.model_copy(update={"compile": True}) if train.compile == "auto" else train
+    card = Device(f"{size} GB", True, int(size * 1e9 * CARD_FREE), rate=1.0)  # no time is asked for
+    try:
+        plan = layout.lay_out(shape, lengths, settings, card)
+    except Refusal:
+        return "does not fit"
+    return f"{plan.peak / 1e9:.1f} GB; {layout.packs(shape, plan)}"
+
+
+if __name__ == "__main__":
+    run_stage(main)
