@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 from tqdm import tqdm
 
 from stages import base_model, chat, hf_inference, models
@@ -77,7 +76,7 @@ def load(artifact: str, base: Path):
     """The transformers model that `artifact` names, ready to answer."""
     if artifact == "adapter":
         adapter = Path("models/adapter")
-        model = PeftModel.from_pretrained(models.load_base(base, models.read_quantization(adapter)), adapter)
+        model = models.load_adapter(models.load_base(base, models.read_quantization(adapter)), adapter)
     else:
         folder = Path("models/merged") if artifact == "merged" else base
         model = models.load_plain(folder, torch.bfloat16)
