@@ -66,8 +66,9 @@ def compare(work: Path, options: argparse.Namespace) -> bool:
         bounded = usage.ram + usage.mapped <= shard + MARGIN and usage.seconds - start.seconds <= 2 * copying
         within &= bounded and status == 0
         print(
-            f"{'merge ' + kind:<20} {usage.seconds:6.1f} s  {usage.ram / 1e9:6.2f} GB of RAM, {usage.mapped / 1e9:.2f} GB "
-            f"of mapped files, {usage.gpu / 1e9:.2f} GB on the GPU: {'within' if bounded else 'NOT within'} bounds",
+            f"{'merge ' + kind:<20} {usage.seconds:6.1f} s  {usage.ram / 1e9:6.2f} GB of RAM, "
+            f"{usage.mapped / 1e9:.2f} GB of mapped files, {usage.gpu / 1e9:.2f} GB on the GPU: "
+            f"{'within' if bounded else 'NOT within'} bounds",
             flush=True,
         )
         print("  " + (work / "log").read_text().rpartition("\n\n")[2].strip().replace("\n", "\n  "))

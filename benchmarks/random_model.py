@@ -31,6 +31,7 @@ def write(folder: Path, config: PreTrainedConfig, shard_bytes: float = SHARD_BYT
     config.dtype = torch.bfloat16
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
 
     tied = set(model._tied_weights_keys or ()) if config.tie_word_embeddings else set()

@@ -31,8 +31,9 @@ SAMPLE_ROWS = 8
 # Mean difference of the logits over their spread. Two orders of rounding to bfloat16 differ by about 0.02; a wrong
 # scale or a missed layer by far more once the adapter has learned something.
 TOLERANCE = 0.1
-CHECKED_BYTES = 4e9
+CHECKED_BYTES = 3e9
 CHECKED_TENSORS = 16
+CPU_ROWS = 64
 ROUNDING = 0.02  # of a product: bfloat16 alone gives 0.002, float16 less
 DEVICE_NAME = {"cpu": "CPU", "cuda": "GPU"}
 
@@ -76,12 +77,15 @@ class Update:
     b: torch.Tensor
     scale: float
 
-    def add_to(self, weight: torch.Tensor) -> torch.Tensor:
-        """`weight` (out, in) with the update, in float32."""
-        device = weight.device
-        return torch.addmm(
-            weight.float(), self.b.to(device, torch.float32), self.a.to(device, torch.float32), alpha=self.scale
-        )
+    def add_to(self, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """`weight` (out, in) with the update, added in float32, as `dtype`."""
+        a, b = (matrix.to(weight.device, torch.float32) for matrix in (self.a, self.b))
+        merged = torch.empty_like(weight, dtype=dtype)
+        # On a CPU few rows at a time, which stay in its cache: three times as fast.
+        rows = CPU_ROWS if weight.device.type == "cpu" else len(weight)
+        for part, of_b, to in zip(weight.split(rows), b.split(rows), merged.split(rows), strict=True):
+            to.copy_(torch.addmm(part.float(), of_b, a, alpha=self.scale))
+        return merged
 
 
 def read_updates(adapter: Path) -> dict[str, Update]:
@@ -175,7 +179,7 @@ def merge_shard(
                     weight = tensor.to(device)
                     if merge.base == "dequantized":
                         weight = through_4_bits(weight, quantization)
-                    tensor = updates[name].add_to(weight).to(dtype).cpu()
+                    tensor = updates[name].add_to(weight, dtype).cpu()
                 yield tensor.to(dtype) if tensor.is_floating_point() else tensor
 
         header, end = {"__metadata__": file.metadata() or {"format": "pt"}}, 0
