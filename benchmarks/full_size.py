@@ -41,6 +41,7 @@ WIDTHS_OF_A_REHEARSAL = {
     "num_key_value_heads": 2,
     "vocab_size": 50000,
 }
+COPY = "cp of the model"  # what merge is held against
 
 
 def main() -> None:
@@ -61,8 +62,8 @@ def main() -> None:
     for name, arguments, unused in stages(options.types):
         if options.only and name not in options.only:
             continue
-        command = [sys.executable, "-m", *arguments]
-        status, usage = measure.run(command, work, work / "log", {"PYTHONPATH": str(REPO)})
+        command = ["cp", "-r", "base", "copy"] if name == COPY else [sys.executable, "-m", *arguments]
+        status, usage = measure.run(command, work, work / "log")
         sizes = (usage.ram, usage.mapped, usage.gpu, usage.disk)
         print(f"{name:<22} {usage.seconds:8.1f} " + " ".join(f"{size / 1e9:8.2f}" for size in sizes), flush=True)
         if status:
@@ -102,6 +103,7 @@ def stages(types: list[str]) -> list[tuple[str, list[str], list[str]]]:
         return f"evaluate@{artifact}", ["stages.evaluate", "--artifact", artifact], []
 
     return [
+        (COPY, [], ["copy"]),
         ("fetch-base", ["stages.fetch_base"], []),
         ("prepare-dataset", ["stages.prepare_dataset"], []),
         ("quantize-load-train", ["stages.quantize_load_train"], []),

@@ -23,14 +23,21 @@ class Usage:
     disk: int = 0
 
 
-def run(command: list[str], folder: Path, log: Path, environment: dict[str, str] | None = None) -> tuple[int, Usage]:
-    """Run `command` in `folder`, its output appended to `log`; return its exit status and what it took."""
+REPO = Path(__file__).parents[1]
+
+
+def run(command: list, folder: Path, log: Path) -> tuple[int, Usage]:
+    """Run `command` in `folder`, its output appended to `log`; return its exit status and what it took.
+
+    Python finds this repository's modules there.
+    """
     usage, ended = Usage(), threading.Event()
+    path = os.pathsep.join(filter(None, (str(REPO), os.environ.get("PYTHONPATH"))))
     free = shutil.disk_usage(folder).free
     with log.open("a") as file:
         begin = time.monotonic()
         process = subprocess.Popen(
-            command, cwd=folder, env=os.environ | (environment or {}), stdout=file, stderr=subprocess.STDOUT
+            command, cwd=folder, env=os.environ | {"PYTHONPATH": path}, stdout=file, stderr=subprocess.STDOUT
         )
         watchers = [
             threading.Thread(target=_watch, args=(usage, ended, psutil.Process(process.pid), folder, free)),

@@ -60,7 +60,7 @@ def compare(work: Path, options: argparse.Namespace) -> bool:
         YAML().dump(params, work / "params.yaml")
         (work / "log").write_text("")
         command = [sys.executable, "-m", "stages.merge"]
-        status, usage = measure.run(command, work, work / "log", {"PYTHONPATH": str(REPO)})
+        status, usage = measure.run(command, work, work / "log")
         if status:
             print((work / "log").read_text()[-3000:])
         bounded = usage.ram + usage.mapped <= shard + MARGIN and usage.seconds - start.seconds <= 2 * copying
