@@ -13,7 +13,7 @@ import psutil
 
 @dataclass
 class Usage:
-    """Peaks in bytes. `ram` is what the processes have allocated; `mapped` are the pages of files that they look into,
+    """Peaks in bytes, on the GPU and the disk above what was taken before. `ram` is what the processes have allocated; `mapped` are the pages of files that they look into,
     which the system takes back when it needs them; `disk` is by how much the free space shrank at most."""
 
     seconds: float = 0.0
@@ -33,7 +33,7 @@ def run(command: list, folder: Path, log: Path) -> tuple[int, Usage]:
     """
     usage, ended = Usage(), threading.Event()
     path = os.pathsep.join(filter(None, (str(REPO), os.environ.get("PYTHONPATH"))))
-    free = shutil.disk_usage(folder).free
+    free, gpu = shutil.disk_usage(folder).free, _gpu_used()
     with log.open("a") as file:
         begin = time.monotonic()
         process = subprocess.Popen(
@@ -41,7 +41,7 @@ def run(command: list, folder: Path, log: Path) -> tuple[int, Usage]:
         )
         watchers = [
             threading.Thread(target=_watch, args=(usage, ended, psutil.Process(process.pid), folder, free)),
-            threading.Thread(target=_watch_gpu, args=(usage, ended)),
+            threading.Thread(target=_watch_gpu, args=(usage, ended, gpu)),
         ]
         for watcher in watchers:
             watcher.start()
@@ -79,11 +79,16 @@ def _pages(pid: int) -> tuple[int, int]:
     return sizes.get("RssAnon", 0) + sizes.get("RssShmem", 0), sizes.get("RssFile", 0)
 
 
-def _watch_gpu(usage: Usage, ended: threading.Event) -> None:
-    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
+def _watch_gpu(usage: Usage, ended: threading.Event, before: int) -> None:
     while not ended.wait(0.5):
-        try:
-            used = subprocess.run(query, capture_output=True, text=True).stdout
-        except OSError:
-            return
-        usage.gpu = max(usage.gpu, int(used) * 2**20 if used.strip().isdigit() else 0)
+        usage.gpu = max(usage.gpu, _gpu_used() - before)
+
+
+def _gpu_used() -> int:
+    """Bytes that are taken on the first GPU; 0 where there is none."""
+    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
+    try:
+        used = subprocess.run(query, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        return 0
+    return int(used) * 2**20 if used.isdigit() else 0

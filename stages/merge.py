@@ -1,7 +1,7 @@
 """merge: add the adapter to the base model's weights, shard by shard, and write a plain transformers folder.
 
 W' = W + scale B A, with W the original weight (merge.base: full) or what 4 bits left of it (dequantized: the weights
-that training saw). Only one tensor is in memory at a time; all files but the weights are the base model's own.
+that training saw). Two tensors at most are in memory at a time; all files but the weights are the base model's own.
 """
 
 import gc
@@ -9,7 +9,8 @@ import json
 import math
 import random
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from tqdm import tqdm
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.utils import logging
 
 from stages import base_model, chat, models, packing
 from stages.console import Refusal, run_stage, summary
@@ -167,20 +169,19 @@ def free_device(largest: int) -> str:
 def merge_shard(
     shard: Path, output: Path, updates: dict[str, Update], merge: Merge, quantization: Quantization, device: str
 ) -> None:
-    """Write one shard with its updates added, a tensor at a time."""
+    """Write one shard with its updates added; two tensors at most are in memory."""
     dtype = getattr(torch, merge.dtype)
     with opened(shard) as file:
         names = file.offset_keys()
 
-        def tensors() -> Iterator[torch.Tensor]:
-            for name in names:
-                tensor = file.get_tensor(name)
-                if name in updates:
-                    weight = tensor.to(device)
-                    if merge.base == "dequantized":
-                        weight = through_4_bits(weight, quantization)
-                    tensor = updates[name].add_to(weight, dtype).cpu()
-                yield tensor.to(dtype) if tensor.is_floating_point() else tensor
+        def make(name: str) -> torch.Tensor:
+            tensor = file.get_tensor(name)
+            if name in updates:
+                weight = tensor.to(device)
+                if merge.base == "dequantized":
+                    weight = through_4_bits(weight, quantization)
+                tensor = updates[name].add_to(weight, dtype).cpu()
+            return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
         header, end = {"__metadata__": file.metadata() or {"format": "pt"}}, 0
         for name in names:
@@ -189,7 +190,17 @@ def merge_shard(
             begin, end = end, end + tensor.numel() * (dtype if floats else tensor.dtype).itemsize
             kind = SAFETENSORS_NAME[dtype] if floats else file.get_slice(name).get_dtype()
             header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [begin, end]}
-        write_safetensors(output, header, tensors())
+        with ThreadPoolExecutor(1) as pool:  # makes the next tensor while one is written
+            write_safetensors(output, header, ahead(pool, make, names))
+
+
+def ahead(pool: ThreadPoolExecutor, make: Callable[[str], torch.Tensor], names: list[str]) -> Iterator[torch.Tensor]:
+    """Yield what `make` makes of each name, one made ahead."""
+    coming = pool.submit(make, names[0])
+    for name in names[1:]:
+        made, coming = coming.result(), pool.submit(make, name)
+        yield made
+    yield coming.result()
 
 
 SAFETENSORS_NAME = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
@@ -284,6 +295,7 @@ def check_against_adapter(
     """
     dtype = getattr(torch, merge.dtype)
     config, layers, total = first_layers(merged)
+    logging.set_verbosity_error()  # it would list the layers that are left out
     if merge.base == "dequantized":
         model = models.load_base(base, quantization, config=config)
     else:
