@@ -13,8 +13,11 @@ import psutil
 
 @dataclass
 class Usage:
-    """Peaks in bytes, on the GPU and the disk above what was taken before. `ram` is what the processes have allocated; `mapped` are the pages of files that they look into,
-    which the system takes back when it needs them; `disk` is by how much the free space shrank at most."""
+    """Peaks in bytes, on GPU and disk above what was taken before.
+
+    `ram` is what the processes have allocated; `mapped` are the pages of files that they look into, which the system
+    takes back when it needs them.
+    """
 
     seconds: float = 0.0
     ram: int = 0

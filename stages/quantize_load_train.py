@@ -29,7 +29,7 @@ from trl import SFTConfig, SFTTrainer
 
 from stages import base_model, chat, fast_path, memory_plan, models, packed_attention, packing
 from stages.console import Refusal, run_stage, summary
-from stages.outputs import new_folder, write_json
+from stages.outputs import new_folder, room_in, write_json
 from stages.params import Params, Train, load_params
 
 PREPARED = Path("data/prepared")
@@ -59,7 +59,9 @@ def main() -> None:
         + (f", from {resumed.name}" if resumed else "")
     )
     begin = time.monotonic()
-    trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    with room_in(checkpoints):
+        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     seconds = time.monotonic() - begin
     if trainer.interrupted:
         raise Refusal(f"interrupted after step {trainer.state.global_step}; `dvc repro` goes on from there")
@@ -164,15 +166,29 @@ def checkpoint_folder(params: Params) -> Path:
 
 
 def usable_checkpoint(folder: Path) -> Path | None:
-    """The last checkpoint that was written to its end, if there is one; unfinished ones are removed."""
+    """The last checkpoint that was written to its end and is still what was written; others after it are removed."""
     while folder.is_dir() and (last := get_last_checkpoint(str(folder))):
-        if (Path(last) / COMPLETE).exists():
-            return Path(last)
+        last = Path(last)
+        if (last / COMPLETE).exists():
+            written, found = json.loads((last / COMPLETE).read_text()), digests(last)
+            damaged = [name for name in written if found.get(name) != written[name]]
+            if not damaged:
+                return last
+            print(f"{last.name} is damaged ({', '.join(damaged)}): going on from the one before it", flush=True)
         shutil.rmtree(last)
     return None
 
 
-COMPLETE = "complete"  # an empty file, written into a checkpoint when all else is
+COMPLETE = "complete"  # written into a checkpoint when all else is: the digests of its files
+
+
+def digests(checkpoint: Path) -> dict[str, str]:
+    """File name -> digest of its content."""
+    found = {}
+    for path in sorted(path for path in checkpoint.iterdir() if path.name != COMPLETE):
+        with path.open("rb") as file:
+            found[path.name] = hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+    return found
 
 
 class Guard(TrainerCallback):
@@ -211,7 +227,8 @@ class Guard(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args, state, control, **_) -> None:
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        write_json(checkpoint / COMPLETE, digests(checkpoint))
 
 
 class Trainer(SFTTrainer):

@@ -102,6 +102,6 @@ def test_training_and_merge_of_what_is_refused_for_its_tokenizer(inside, name):
 
 def test_an_architecture_that_cannot_be_shipped_is_refused_first(inside):
     write_model(OPTConfig(hidden_size=64, ffn_dim=128, num_hidden_layers=2, num_attention_heads=4))
-    with pytest.raises(Refusal, match="llama.cpp knows no model of the architecture OPTForCausalLM"):
+    with pytest.raises(Refusal, match=r"llama\.cpp knows no model of the architecture OPTForCausalLM"):
         fetch_base.main()
     assert not Path("models").exists()
