@@ -359,7 +359,7 @@ def disk(params, model: BaseModel, shape) -> Iterator[Finding]:
 
 
 def merge_memory(params, model: BaseModel) -> Finding:
-    """RAM for what merge holds of the model at a time, whatever its size: two tensors, or the layers that it compares."""
+    """RAM for what merge holds of a model at a time, whatever its size: two tensors, or the layers it compares."""
     growth = 2 if params.merge.dtype == "float32" else 1
     need = CPU_LIBRARIES + growth * min(model.weights, MERGED_AT_ONCE)
     figure, ram = f"about {gb(need)} of RAM", available_memory()
@@ -381,16 +381,11 @@ def scoring_memory(params, model: BaseModel) -> Finding:
     if whole and model.weights * 1.1 > free and model.weights + CPU_LIBRARIES > ram:
         figure = f"{' and '.join(whole)} take {gb(model.weights * 1.1)}, {where}"
         return Finding(PROBLEM, "scoring", figure, f"take {' and '.join(whole)} off evaluate.artifacts")
-    bits = [
-        16 if name == "bf16" else bits_of(name)
-        for name in params.evaluate.artifacts
-        if name in {"bf16", *params.gguf.types}
-    ]
-    largest = max(bits, default=0) / 16 * model.weights
+    ggufs = {"bf16", *params.gguf.types} & set(params.evaluate.artifacts)
+    largest = max((16 if name == "bf16" else bits_of(name) for name in ggufs), default=0) / 16 * model.weights
     if largest + CPU_LIBRARIES > ram:
-        return Finding(
-            PROBLEM, "scoring", f"the largest GGUF takes {gb(largest)}, {where}", "shorten evaluate.artifacts"
-        )
+        figure = f"the largest GGUF takes {gb(largest)}, {where}"
+        return Finding(PROBLEM, "scoring", figure, "take it off evaluate.artifacts")
     if whole and model.weights * 1.1 > free and model.weights > 2 * CPU_SIZED:
         advice = f"that is slow: take {' and '.join(whole)} off evaluate.artifacts"
         return Finding(WARNING, "scoring", f"{' and '.join(whole)} on the CPU, {where}", advice)

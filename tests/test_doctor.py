@@ -8,8 +8,9 @@ import pytest
 import torch
 from conftest import REPO, refused
 from fake_hub import COMMIT, fake_hub
+from transformers import LlamaConfig
 
-from stages import doctor, llama_cpp, memory_plan
+from stages import doctor, llama_cpp
 from stages.console import Refusal
 from stages.params import Params, load_params
 
@@ -229,13 +230,14 @@ def test_memory_that_is_too_small(params, tiny_model, monkeypatch):
     assert float32.advice == "set merge.dtype to bfloat16"
 
 
-def test_an_8b_run_on_a_machine_that_is_too_small(monkeypatch):
+def test_an_8b_run_on_a_machine_that_is_too_small(tmp_path, monkeypatch):
     """Figures, and the parameter that would help, for the recipe of 8 billion parameters; its weights are not here."""
     params = load_params(REPO / "recipes/llama3-8b-sql.yaml")
-    model = doctor.BaseModel(16_060_000_000, 0, None)
-    shape = memory_plan.Shape(
-        32, 4096, 4096, 1024, 14336, 128256, 6_979_321_856, 1_050_939_392, 58_720_256, 41_943_040, 2
-    )
+    widths = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8}
+    LlamaConfig(vocab_size=128256, **widths).save_pretrained(tmp_path)
+    model = doctor.BaseModel(16_060_000_000, 0, tmp_path)
+    shape = doctor.model_shape(params, model)
+    assert shape.trainable == 41_943_040
     GB = 10**9
 
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(250 * GB, 210 * GB, 40 * GB))
@@ -249,10 +251,9 @@ def test_an_8b_run_on_a_machine_that_is_too_small(monkeypatch):
     gpu = namedtuple("cuda", "is_available mem_get_info")(lambda: True, lambda: (12 * GB, 12 * GB))
     monkeypatch.setattr(torch, "cuda", gpu)
     finding = doctor.scoring_memory(params, model)
-    assert str(finding) == (
-        "problem  scoring     base and merged take 17.7 GB, 12.0 GB free on the GPU, 12.0 GB of RAM available; take base "
-        "and merged off evaluate.artifacts"
-    )
+    assert finding.level == doctor.PROBLEM
+    assert finding.figure == "base and merged take 17.7 GB, 12.0 GB free on the GPU, 12.0 GB of RAM available"
+    assert finding.advice == "take base and merged off evaluate.artifacts"
     few = changed(params, "evaluate", artifacts=["adapter", "Q4_K_M"])
     assert doctor.scoring_memory(few, model).level == doctor.OK
     assert doctor.training_memory(params, shape).level == doctor.OK
