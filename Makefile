@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # The stages run as `python -m stages.NAME`: this puts the environment's python first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup llama.cpp repro test lint doctor plan clean
+.PHONY: help setup llama.cpp repro test test-slow lint doctor plan clean
 
 help: ## list the targets
 	@grep -hE '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z.-]+):.*## /  make \1\t/' | expand -t 20
@@ -31,6 +31,9 @@ repro: setup ## run the pipeline: what changed, and what depends on it
 
 test: setup ## the tests, on a tiny model; no GPU and no hub needed
 	pytest
+
+test-slow: setup ## the tests that take minutes: the pipeline killed again and again
+	pytest -m slow
 
 lint: $(VENV)/installed ## ruff: style and formatting
 	ruff check .

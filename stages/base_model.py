@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tqdm import tqdm
@@ -54,8 +55,12 @@ def describe(model: Model, folder: Path) -> dict:
     """The record that stands for the model in DVC: name, commit, and size and SHA-256 of each file."""
     paths = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     total = sum(path.stat().st_size for path in paths)
-    with tqdm(total=total, desc="hashing", unit="B", unit_scale=True) as bar:
-        files = {path.name: {"size": path.stat().st_size, "sha256": _sha256(path, bar)} for path in paths}
+    with tqdm(total=total, desc="hashing", unit="B", unit_scale=True) as bar, ThreadPoolExecutor() as pool:
+        digests = pool.map(lambda path: _sha256(path, bar), paths)
+        files = {
+            path.name: {"size": path.stat().st_size, "sha256": digest}
+            for path, digest in zip(paths, digests, strict=True)
+        }
     return {"id": model.id, "revision": model.revision, "files": files}
 
 

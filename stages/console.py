@@ -6,6 +6,11 @@ import signal
 import sys
 from collections.abc import Callable
 
+FULL_MEMORY = (
+    "error: this machine's memory is full: end other programs, lower train.max_length or evaluate.batch_size, or "
+    "choose a smaller model; `make doctor` says what each stage needs"
+)
+
 
 class Refusal(Exception):
     """A sentence for the user: what is wrong, where, and what to do about it.
@@ -30,10 +35,14 @@ def run_stage(main: Callable[[], None]) -> None:
         sys.exit(f"error: {refusal}")
     except KeyboardInterrupt:
         sys.exit("error: interrupted; run `dvc repro` again to go on")
+    except MemoryError:
+        sys.exit(FULL_MEMORY)
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which need not be imported for this
-            raise
-        sys.exit("error: the GPU's memory is full: set train.memory to low, or lower evaluate.batch_size")
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be imported for this
+            sys.exit("error: the GPU's memory is full: set train.memory to low, or lower evaluate.batch_size")
+        if "can't allocate memory" in str(error):  # torch's word for it on a CPU
+            sys.exit(FULL_MEMORY)
+        raise
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

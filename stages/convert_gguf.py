@@ -70,7 +70,8 @@ def measure_importance(
     tokens = len(chat.encode_text(tokenizer, text))
     rendered = matrix.with_suffix(".txt")
     rendered.write_text(text, encoding="utf-8")
-    llama_cpp.imatrix(gguf, rendered, matrix, context=min(CONTEXT, tokens // 2))
+    # The tool wants two contexts of text; where two rows meet it may count a token less.
+    llama_cpp.imatrix(gguf, rendered, matrix, context=min(CONTEXT, (tokens - len(rows)) // 2))
     rendered.unlink()
 
 

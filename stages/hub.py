@@ -67,5 +67,12 @@ def explained(kind: Kind, name: str, revision: str | None) -> Iterator[None]:
             f"{field}: {name} at {revision} is not in the local cache and the hub cannot be reached; check the "
             f"network, HF_ENDPOINT (a mirror) and HF_HUB_OFFLINE, or name {local} in {field}"
         ) from None
+    except OSError as error:
+        if "Consistency check failed" not in str(error):
+            raise
+        raise Refusal(
+            f"{field}: a file of {name} ended before its end ({str(error).splitlines()[0].partition(': ')[2]}); run "
+            "again, which fetches only what is missing, or try another mirror (HF_ENDPOINT)"
+        ) from None
     except errors.HfHubHTTPError as error:
         raise Refusal(f"{field}: the hub answered {error.response.status_code} for {name}; try again later") from None

@@ -131,11 +131,22 @@ def _run_converter(folder: Path, gguf: Path, *options: str) -> None:
     try:
         run(command, "convert", r"Writing:\s+(\d+)%", total=100, environment=environment)
     except Refusal as refusal:
-        if "BPE pre-tokenizer was not recognized" in str(refusal):
+        text = str(refusal)
+        if "BPE pre-tokenizer was not recognized" in text:
             raise Refusal(
                 f"llama.cpp does not know the tokenizer in {folder} (its pre-tokenizer is none of those that "
                 f"{CONVERTER} recognizes), so no GGUF can be made: choose a base model that llama.cpp supports, or "
                 "set LLAMA_CPP_DIR to a newer llama.cpp"
+            ) from None
+        if unsupported := re.search(r"Model (\w+) is not supported", text):
+            raise Refusal(
+                f"{folder}: llama.cpp knows no model of the architecture {unsupported[1]}, so no GGUF can be made: "
+                "choose another base model, or set LLAMA_CPP_DIR to a newer llama.cpp"
+            ) from None
+        if re.search(r"(File not found|Missing).*tokenizer\.model", text):
+            raise Refusal(
+                f"{folder} has no tokenizer.model, from which llama.cpp makes the GGUF of this architecture: take that "
+                "file from the model's original repository, or choose another base model"
             ) from None
         raise
 

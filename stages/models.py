@@ -5,7 +5,9 @@ from pathlib import Path
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from peft import PeftModel
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
 from stages.base_model import weights_bytes
 from stages.console import Refusal
@@ -30,19 +32,24 @@ def read_quantization(adapter: Path) -> Quantization:
     return Quantization.model_validate_json((adapter / QUANTIZATION).read_text(encoding="utf-8"))
 
 
-def load_base(folder: Path, quantization: Quantization, attention: str = "sdpa") -> PreTrainedModel:
+def load_base(
+    folder: Path, quantization: Quantization, attention: str = "sdpa", config: PreTrainedConfig | None = None
+) -> PreTrainedModel:
     """Load the model in `folder` with its linear layers in 4 bits, on the GPU if there is one.
 
     No `prepare_model_for_kbit_training`: its upcast of norms, embeddings and head to float32 costs gigabytes and time
-    and is not needed when everything else is bfloat16.
+    and is not needed when everything else is bfloat16. A `config` of fewer layers loads just those.
+
+    Raises:
+        Refusal: if the weights cannot be read.
     """
-    model = AutoModelForCausalLM.from_pretrained(
+    model = _load(
         folder,
+        config,
         dtype=getattr(torch, quantization.compute_dtype),
         quantization_config=quantization_config(quantization),
         device_map={"": 0 if torch.cuda.is_available() else "cpu"},
         attn_implementation=attention,
-        trust_remote_code=False,
     )
     for layer in model.modules():
         if isinstance(layer, Linear4bit):
@@ -74,16 +81,33 @@ def dequantize(model: PreTrainedModel) -> bool:
     return True
 
 
-def load_plain(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """Load the model in `folder` without quantization, on the GPU if it fits there with a tenth to spare."""
+def load_plain(folder: Path, dtype: torch.dtype, config: PreTrainedConfig | None = None) -> PreTrainedModel:
+    """Load the model in `folder` without quantization, on the GPU if it fits there with a tenth to spare.
+
+    A `config` of fewer layers loads just those. Raises Refusal if the weights cannot be read.
+    """
     needed = weights_bytes(folder) * 1.1
     fits = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > needed
-    return AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=dtype,
-        device_map={"": 0 if fits else "cpu"},
-        trust_remote_code=False,
-    )
+    return _load(folder, config, dtype=dtype, device_map={"": 0 if fits else "cpu"})
+
+
+def load_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
+    """`model` with the adapter on it. Raises Refusal if its weights cannot be read."""
+    try:
+        return PeftModel.from_pretrained(model, adapter)
+    except SafetensorError as error:
+        raise Refusal(f"{adapter}: broken weights ({error}); run `dvc repro --force quantize-load-train`") from None
+
+
+def _load(folder: Path, config: PreTrainedConfig | None, **options) -> PreTrainedModel:
+    config = {"config": config} if config else {}
+    try:
+        return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **config, **options)
+    except SafetensorError as error:
+        raise Refusal(
+            f"{folder}: broken weights ({error}); make them again: `dvc repro --force` of the stage that writes them, "
+            "or remove the base model from its cache and run `dvc repro --force fetch-base`"
+        ) from None
 
 
 def skeleton(folder: Path) -> PreTrainedModel:

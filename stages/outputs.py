@@ -1,10 +1,33 @@
 """Outputs that appear whole or not at all: written beside their place, then renamed into it."""
 
+import errno
 import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from stages.console import Refusal
+
+FULL = 1 << 20  # bytes: less is no room for anything that is written here
+
+
+@contextmanager
+def room_in(folder: Path) -> Iterator[None]:
+    """Say that the disk of `folder` is full if that is why the block fails.
+
+    Libraries and tools each fail in their own way when a disk is full, and few name the reason; so the disk is asked.
+
+    Raises:
+        Refusal: if the disk is full.
+    """
+    try:
+        yield
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        if full or shutil.disk_usage(folder).free < FULL:
+            raise Refusal(f"the disk is full (while writing {folder}): free some space and run again") from None
+        raise
 
 
 @contextmanager
@@ -17,7 +40,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        yield partial
+        with room_in(partial):
+            yield partial
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -35,7 +59,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_bytes(content)
+        with room_in(path.parent):
+            partial.write_bytes(content)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise

@@ -29,12 +29,12 @@ from trl import SFTConfig, SFTTrainer
 from stages import base_model, chat, device, fast_path, layout, models, packed_attention, packing
 from stages.console import Refusal, run_stage, summary
 from stages.memory_plan import MemoryPlan
-from stages.outputs import new_folder, write_json
+from stages.outputs import new_folder, room_in, write_json
 from stages.params import Params, Train, load_params
 
 PREPARED = Path("data/prepared")
 SPLITS = ("train", "validation")
-COMPLETE = "complete"  # an empty file, written into a checkpoint when all else is
+COMPLETE = "complete"  # written into a checkpoint when all else is: the digests of its files
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
 
 
@@ -108,12 +108,26 @@ def checkpoint_folder(params: Params) -> Path:
 
 
 def usable_checkpoint(folder: Path) -> Path | None:
-    """The last checkpoint that was written to its end, if there is one; unfinished ones are removed."""
+    """The last checkpoint that was written to its end and is still what was written; others after it are removed."""
     while folder.is_dir() and (last := get_last_checkpoint(str(folder))):
-        if (Path(last) / COMPLETE).exists():
-            return Path(last)
+        last = Path(last)
+        if (last / COMPLETE).exists():
+            written, found = json.loads((last / COMPLETE).read_text()), digests(last)
+            damaged = [name for name in written if found.get(name) != written[name]]
+            if not damaged:
+                return last
+            print(f"{last.name} is damaged ({', '.join(damaged)}): going on from the one before it", flush=True)
         shutil.rmtree(last)
     return None
+
+
+def digests(checkpoint: Path) -> dict[str, str]:
+    """File name -> digest of its content."""
+    found = {}
+    for path in sorted(path for path in checkpoint.iterdir() if path.name != COMPLETE):
+        with path.open("rb") as file:
+            found[path.name] = hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+    return found
 
 
 class Guard(TrainerCallback):
@@ -152,7 +166,8 @@ class Guard(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args, state, control, **_) -> None:
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        write_json(checkpoint / COMPLETE, digests(checkpoint))
 
 
 class Trainer(SFTTrainer):
@@ -311,7 +326,9 @@ def train(trainer: Trainer, rows, steps, checkpoints: Path) -> dict:
         flush=True,
     )
     begin = time.monotonic()
-    trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    with room_in(checkpoints):
+        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     seconds = time.monotonic() - begin
     if trainer.interrupted:
         raise Refusal(f"interrupted after step {trainer.state.global_step}; `dvc repro` goes on from there")

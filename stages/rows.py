@@ -1,7 +1,6 @@
 """Rows as people have them (JSONL, CSV, Parquet, a hub data set) turned into conversations, one at a time."""
 
 import csv
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet as parquet
 
-from stages import hub
+from stages import hub, jsonl
 from stages.chat import Messages
 from stages.console import Refusal
 from stages.params import Data
@@ -158,39 +157,30 @@ def _read_file(path: Path) -> Iterator[dict]:
         except pyarrow.ArrowException as error:
             raise Refusal(f"{path}: not a Parquet file ({error})") from None
         return
+    if path.suffix == ".jsonl":
+        yield from (row for _, row in jsonl.read(path))
+        return
     with path.open(encoding="utf-8-sig", newline="") as file:
         try:
-            if path.suffix == ".csv":
-                csv.field_size_limit(1 << 27)
-                yield from csv.DictReader(file, strict=True)
-                return
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield _json_object(path, number, line)
+            csv.field_size_limit(1 << 27)
+            yield from csv.DictReader(file, strict=True)
         except UnicodeDecodeError as error:
             raise Refusal(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
         except csv.Error as error:
             raise Refusal(f"{path}: not CSV ({error})") from None
 
 
-def _json_object(path: Path, number: int, line: str) -> dict:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise Refusal(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})") from None
-    if not isinstance(row, dict):
-        raise Refusal(f"{path}, line {number}: must be a JSON object with named columns, not {type(row).__name__}")
-    return row
-
-
 def _read_hub(name: str, data: Data) -> Iterator[dict]:
     from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
 
     # As files of one commit: what load_dataset finds by name when the hub is away may be another commit's.
     folder = hub.download("dataset", name, data.revision)
     try:
         yield from load_dataset(str(folder), split=data.split)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, DatasetsError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise Refusal(f"data.source: {name}: {error}") from None
+        # A file that cannot be parsed hides behind "An error occurred while generating the dataset".
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise Refusal(f"data.source: {name}: {reason}") from None

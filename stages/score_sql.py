@@ -15,6 +15,7 @@ from pathlib import Path
 from sqlglot.dialects.dialect import Dialect
 from tqdm import tqdm
 
+from stages import jsonl
 from stages.console import Refusal, run_stage, summary
 from stages.sql.verdict import score, totals
 
@@ -56,21 +57,8 @@ def main() -> None:
 
 def read_lines(path: Path, keys: tuple[str, ...]) -> list[dict]:
     """Read a file of JSON objects, one a line, that have a text under each of `keys`. Raises Refusal."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise Refusal(f"there is no file {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise Refusal(f"cannot read {path} as UTF-8 text: {error}") from None
     found = []
-    # Not splitlines: that also splits at separators which JSON allows inside a text.
-    for number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], start=1):
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise Refusal(f"{path}, line {number} is not JSON: {error}") from None
-        if not isinstance(value, dict):
-            raise Refusal(f"{path}, line {number} is not a JSON object")
+    for number, value in jsonl.read(path):
         for key in keys:
             if not isinstance(value.get(key), str):
                 raise Refusal(f'{path}, line {number} has no text under "{key}"')

@@ -11,16 +11,20 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @contextmanager
-def fake_hub(folder: Path, name: str, gated: bool = False):
+def fake_hub(folder: Path, name: str, gated: bool = False, breaks: int = 0, short: bool = False):
     """Serve `folder` as model or data set `name`; yields its address and the list of paths that were asked for.
 
-    A gated repository shows its metadata to everybody and its files to nobody.
+    A gated repository shows its metadata to everybody and its files to nobody. The first `breaks` downloads of weights
+    end with the connection half way; with `short` all end there, as if that were the whole file. A request for the rest
+    of a file, or with a token, shows behind its path in the list.
     """
     asked: list[str] = []
+    breaks_left = [breaks]
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked.append(self.path)
+            marks = [self.headers[name] for name in ("Range", "Authorization") if self.headers[name]]
+            asked.append(" ".join([self.path, *marks]))
             path = self.path.split("?")[0]
             of_main = path.endswith((name, "/auth-check", "/revision/main"))
             if f"/{name}" not in path:
@@ -40,11 +44,22 @@ def fake_hub(folder: Path, name: str, gated: bool = False):
                 self.answer(403, {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted."})
             else:
                 content = (folder / path.rpartition("/")[2]).read_bytes()
-                self.answer(200, {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": COMMIT}, content)
+                headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": COMMIT}
+                begin = int((self.headers["Range"] or "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+                weights = path.endswith(".safetensors") and self.command == "GET"
+                if weights and short:
+                    content = content[: len(content) // 2]
+                if begin:
+                    headers["Content-Range"] = f"bytes {begin}-{len(content) - 1}/{len(content)}"
+                broken = weights and breaks_left[0] > 0
+                breaks_left[0] -= broken
+                self.answer(206 if begin else 200, headers, content[begin:], broken)
 
         do_HEAD = do_GET
 
-        def answer(self, status: int, headers: dict[str, str] | None = None, body: object = None) -> None:
+        def answer(
+            self, status: int, headers: dict[str, str] | None = None, body: object = None, broken: bool = False
+        ) -> None:
             content = body if isinstance(body, bytes) else json.dumps(body or {}).encode()
             self.send_response(status)
             for key, value in (headers or {}).items():
@@ -52,7 +67,7 @@ def fake_hub(folder: Path, name: str, gated: bool = False):
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             if self.command == "GET":
-                self.wfile.write(content)
+                self.wfile.write(content[: len(content) // 2] if broken else content)
 
         def log_message(self, *_) -> None:
             pass

@@ -1,16 +1,21 @@
 """doctor: real checks of this machine, and of machines that lack something."""
 
+import re
 import shutil
+from collections import namedtuple
 
 import pytest
+import torch
 from conftest import REPO, refused
 from fake_hub import COMMIT, fake_hub
+from transformers import LlamaConfig
 
 from stages import device, doctor, llama_cpp
 from stages.console import Refusal
 from stages.params import Params, load_params
 
 NAME = "org/tiny"
+usage = namedtuple("usage", "total used free")
 
 
 @pytest.fixture
@@ -52,6 +57,7 @@ def test_a_machine_that_runs_the_tests_is_fit_for_a_run(inside):
         "data",
         "disk",
         "merge",
+        "scoring",
         "training",
     } <= lines.keys()
     assert not (inside.path / "models").exists()
@@ -196,7 +202,7 @@ def test_a_disk_that_is_too_small(params, tiny_model):
     model = doctor.of_folder(tiny_model)
     shape = doctor.model_shape(params, model)
     assert the(doctor.disk(params, model, shape)).level == doctor.OK
-    huge = doctor.BaseModel(10**18, 10**18, 10**18, None)
+    huge = doctor.BaseModel(10**18, 10**18, None)
     findings = list(doctor.disk(params, huge, None))
     assert findings
     assert {finding.level for finding in findings} == {doctor.PROBLEM}
@@ -223,6 +229,42 @@ def test_memory_that_is_too_small(params, tiny_model, monkeypatch):
     assert doctor.merge_memory(params, model).level == doctor.PROBLEM
     float32 = doctor.merge_memory(changed(params, "merge", dtype="float32"), model)
     assert float32.advice == "set merge.dtype to bfloat16"
+
+
+def test_an_8b_run_on_a_machine_that_is_too_small(tmp_path, monkeypatch):
+    """Figures, and the parameter that would help, for the recipe of 8 billion parameters; its weights are not here."""
+    params = load_params(REPO / "recipes/llama3-8b-sql.yaml")
+    widths = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8}
+    LlamaConfig(vocab_size=128256, **widths).save_pretrained(tmp_path)
+    model = doctor.BaseModel(16_060_000_000, 0, tmp_path)
+    shape = doctor.model_shape(params, model)
+    assert shape.trainable == 41_943_040
+    GB = 10**9
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(250 * GB, 210 * GB, 40 * GB))
+    finding = the(doctor.disk(params, model, shape))
+    assert finding.level == doctor.PROBLEM
+    assert re.search(r"40\.0 GB free under .*, a whole run writes about 4\d\.\d GB", finding.figure)
+    assert "shorten gguf.types" in finding.advice
+
+    monkeypatch.setattr(doctor, "available_memory", lambda: 12 * GB)
+    assert doctor.merge_memory(params, model).level == doctor.OK
+    gpu = namedtuple("cuda", "is_available mem_get_info")(lambda: True, lambda: (12 * GB, 12 * GB))
+    monkeypatch.setattr(torch, "cuda", gpu)
+    finding = doctor.scoring_memory(params, model)
+    assert finding.level == doctor.PROBLEM
+    assert finding.figure == "base and merged take 17.7 GB, 12.0 GB free on the GPU, 12.0 GB of RAM available"
+    assert finding.advice == "take base and merged off evaluate.artifacts"
+    few = changed(params, "evaluate", artifacts=["adapter", "Q4_K_M"])
+    assert doctor.scoring_memory(few, model).level == doctor.OK
+    assert doctor.training_memory(params, shape).level == doctor.OK
+
+    monkeypatch.setattr(torch, "cuda", gpu._replace(mem_get_info=lambda: (5 * GB, 6 * GB)))
+    finding = doctor.training_memory(params, shape)
+    assert finding.level == doctor.PROBLEM
+    assert re.search(
+        r"training needs about \d\.\d GB of GPU memory and 5\.0 GB are free: lower train\.max_length", finding.figure
+    )
 
 
 def test_available_memory_is_this_machine_s():

@@ -161,6 +161,40 @@ def test_a_model_of_pickles_is_refused_before_they_are_fetched(workspace, enviro
     assert not [path for path in asked if "/resolve/" in path and path.endswith(".bin")]
 
 
+def test_a_download_that_breaks_off_goes_on_from_there(workspace, environment):
+    workspace.set({"model.id": NAME, "model.revision": COMMIT})
+    weights = workspace.path / "tiny/model.safetensors"
+    weights.write_bytes(weights.read_bytes() * 5)  # the client keeps what it has got in pieces of 10 MB
+    with fake_hub(workspace.path / "tiny", NAME, breaks=1) as (address, asked):
+        done = workspace.python("-c", RECORD, **environment(address))
+    assert done.returncode == 0, done.stderr
+    local = base_model.describe(Model(id="./tiny"), workspace.path / "tiny")
+    assert json.loads(done.stdout)["files"] == local["files"]
+    assert [path.partition(" ")[2] for path in asked if ".safetensors bytes=" in path] == [f"bytes={10 << 20}-"]
+
+
+def test_a_file_that_ends_too_early_is_said_and_not_used(workspace, tiny_model, environment):
+    workspace.set({"model.id": NAME, "model.revision": COMMIT})
+    with fake_hub(tiny_model, NAME, short=True) as (address, _):
+        sentence = refused(workspace.python("-c", FETCH, **environment(address)))
+    assert sentence.startswith(f"model.id: a file of {NAME} ended before its end (file should be of size ")
+    with fake_hub(tiny_model, NAME) as (address, _):
+        assert workspace.python("-c", FETCH, **environment(address)).returncode == 0
+
+
+def test_a_token_is_used_and_written_nowhere(workspace, tiny_model, environment):
+    workspace.set({"model.id": NAME, "model.revision": COMMIT})
+    token = "hf_ThisIsNobodysToken"
+    with fake_hub(tiny_model, NAME) as (address, asked):
+        done = workspace.run("fetch_base", **environment(address) | {"HF_TOKEN": token})
+    assert done.returncode == 0, done.stderr
+    assert any(path.endswith(f"Bearer {token}") for path in asked)
+    assert token not in done.stdout + done.stderr
+    files = [path for path in workspace.path.rglob("*") if path.is_file()]
+    assert workspace.path / "models/base/base.json" in files
+    assert not [path for path in files if token.encode() in path.read_bytes()]
+
+
 READ = """
 from stages import rows
 from stages.console import run_stage
@@ -188,3 +222,14 @@ def test_an_unreachable_data_set_is_said_at_once(workspace, environment):
     sentence = refused(workspace.python("-c", READ, **environment(NOWHERE)))
     assert time.monotonic() - begin < 30
     assert f"data.source: org/rows at {COMMIT} is not in the local cache and the hub cannot be reached" in sentence
+
+
+def test_a_data_set_that_cannot_be_parsed_is_named(workspace, environment):
+    folder = workspace.path / "dataset"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text('{"question": "q"}\n{"question": \n')
+    workspace.set({"data.source": "org/rows", "data.revision": COMMIT})
+    with fake_hub(folder, "org/rows") as (address, _):
+        done = workspace.python("-c", READ, **environment(address))
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: data.source: org/rows: JSON parse error")

@@ -83,6 +83,23 @@ def test_a_merge_that_left_the_adapter_out_is_noticed(trained):
         merge.check_against_adapter(Path("tiny"), Path("models/merged"), rows, *settings)
 
 
+def test_a_model_too_large_to_load_is_checked_by_its_first_layers_and_some_tensors(trained, monkeypatch, capsys):
+    trained.set({"merge.base": "full"})
+    monkeypatch.setattr(merge, "CHECKED_BYTES", 1)
+    merge.main()
+    assert "logits of the first 1 of 2 layers differ by 0.0" in capsys.readouterr().out
+    (shard,) = [path for path in Path("models/merged").glob("*.safetensors") if LATE in merge.tensor_names(path)]
+    tensors = load_file(shard)
+    tensors[LATE] = weights("tiny")[LATE]  # as if its update had been left out
+    save_file(tensors, shard, {"format": "pt"})
+    updates = merge.read_updates(Path("models/adapter"))
+    with pytest.raises(Refusal, match=rf"{LATE} is \d\.\d+ off the base model's with the adapter"):
+        merge.check_products(Path("tiny"), Path("models/merged"), updates, *trained_settings())
+
+
+LATE = "model.layers.1.mlp.down_proj.weight"
+
+
 def trained_settings():
     params = merge.load_params()
     return params.merge, models.read_quantization(Path("models/adapter"))
@@ -117,6 +134,20 @@ def test_a_broken_shard_is_refused(trained):
     content[:8] = b"\xff" * 8  # the header's length
     shard.write_bytes(content)
     refused(r"\.safetensors: broken \(.*\); fetch the base model again")
+
+
+def test_broken_weights_that_are_loaded_whole_are_named(trained):
+    shutil.copytree("tiny", "models/merged")
+    shard = max(Path("models/merged").glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(Refusal, match=r"models/merged: broken weights \(.*\); make them again"):
+        models.load_plain(Path("models/merged"), torch.bfloat16)
+    adapter = Path("models/adapter/adapter_model.safetensors")
+    adapter.write_bytes(adapter.read_bytes()[:-100])
+    with pytest.raises(Refusal, match=r"models/adapter: broken weights .*--force quantize-load-train"):
+        models.load_adapter(models.load_plain(Path("tiny"), torch.bfloat16), Path("models/adapter"))
+    shutil.rmtree("models/merged")
+    refused(r"models/adapter: cannot be read .*run `dvc repro quantize-load-train`")
 
 
 def test_a_full_disk_is_said_before_anything_is_written(trained, monkeypatch):

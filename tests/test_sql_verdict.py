@@ -280,8 +280,8 @@ def test_command(files):
     [
         (1, None, "there is no file"),
         (1, "", "is empty"),
-        (3, '{"prediction": "SELECT 1"}\n{"prediction"\n', "line 2 is not JSON"),
-        (3, '["SELECT 1"]\n', "line 1 is not a JSON object"),
+        (3, '{"prediction": "SELECT 1"}\n{"prediction"\n', "line 2: not JSON"),
+        (3, '["SELECT 1"]\n', "line 1: must be a JSON object"),
         (3, '{"prediction": null}\n', 'line 1 has no text under "prediction"'),
         (1, '{"question": "?", "context": "x"}\n', 'line 1 has no text under "answer"'),
         (3, '{"prediction": "SELECT 1"}\n', "has 4 rows but"),

@@ -1,0 +1,97 @@
+"""What a command takes: seconds, RAM, GPU memory and disk, of it and all that it starts."""
+
+import os
+import shutil
+import subprocess
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+
+@dataclass
+class Usage:
+    """Peaks in bytes, on GPU and disk above what was taken before.
+
+    `ram` is what the processes have allocated; `mapped` are the pages of files that they look into, which the system
+    takes back when it needs them.
+    """
+
+    seconds: float = 0.0
+    ram: int = 0
+    mapped: int = 0
+    gpu: int = 0
+    disk: int = 0
+
+
+REPO = Path(__file__).parents[1]
+
+
+def run(command: list, folder: Path, log: Path) -> tuple[int, Usage]:
+    """Run `command` in `folder`, its output appended to `log`; return its exit status and what it took.
+
+    Python finds this repository's modules there.
+    """
+    usage, ended = Usage(), threading.Event()
+    path = os.pathsep.join(filter(None, (str(REPO), os.environ.get("PYTHONPATH"))))
+    free, gpu = shutil.disk_usage(folder).free, _gpu_used()
+    with log.open("a") as file:
+        begin = time.monotonic()
+        process = subprocess.Popen(
+            command, cwd=folder, env=os.environ | {"PYTHONPATH": path}, stdout=file, stderr=subprocess.STDOUT
+        )
+        watchers = [
+            threading.Thread(target=_watch, args=(usage, ended, psutil.Process(process.pid), folder, free)),
+            threading.Thread(target=_watch_gpu, args=(usage, ended, gpu)),
+        ]
+        for watcher in watchers:
+            watcher.start()
+        try:
+            status = process.wait()
+        finally:
+            process.kill()
+            ended.set()
+        usage.seconds = time.monotonic() - begin
+        for watcher in watchers:
+            watcher.join()
+    return status, usage
+
+
+def _watch(usage: Usage, ended: threading.Event, process: psutil.Process, folder: Path, free: int) -> None:
+    while not ended.wait(0.1):
+        try:
+            processes = [process, *process.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return
+        pages = [_pages(each.pid) for each in processes]
+        usage.ram = max(usage.ram, sum(own for own, _ in pages))
+        usage.mapped = max(usage.mapped, sum(mapped for _, mapped in pages))
+        usage.disk = max(usage.disk, free - shutil.disk_usage(folder).free)
+
+
+def _pages(pid: int) -> tuple[int, int]:
+    """Bytes of RAM of one process: its own, and those of mapped files."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:  # it has ended
+        return 0, 0
+    fields = (line.partition(":") for line in lines)
+    sizes = {name: int(rest.split()[0]) * 1024 for name, _, rest in fields if name.startswith("Rss")}
+    return sizes.get("RssAnon", 0) + sizes.get("RssShmem", 0), sizes.get("RssFile", 0)
+
+
+def _watch_gpu(usage: Usage, ended: threading.Event, before: int) -> None:
+    while not ended.wait(0.5):
+        usage.gpu = max(usage.gpu, _gpu_used() - before)
+
+
+def _gpu_used() -> int:
+    """Bytes that are taken on the first GPU; 0 where there is none."""
+    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
+    try:
+        used = subprocess.run(query, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        return 0
+    return int(used) * 2**20 if used.isdigit() else 0

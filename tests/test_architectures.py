@@ -1,0 +1,107 @@
+"""Architectures other than Llama, as tiny random models: each goes through the whole pipeline or is refused before it.
+
+The stages run in this process: starting Python for each would take longer than what they do.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma2Config,
+    Gemma3TextConfig,
+    MistralConfig,
+    OPTConfig,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from stages import base_model, convert_gguf, evaluate, fetch_base, merge, prepare_dataset, quantize_load_train
+from stages.console import Refusal
+from stages.outputs import write_json
+from stages.params import Model
+
+SHAPE = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.1,
+}
+GEMMA = {"query_pre_attn_scalar": 16, "sliding_window": 32}
+SHIPPED = {
+    "mistral": MistralConfig(**SHAPE, sliding_window=512),  # llama.cpp has no window for it
+    "qwen3": Qwen3Config(**SHAPE),
+    "gemma3": Gemma3TextConfig(**SHAPE, **GEMMA),
+}
+# With a tokenizer that llama.cpp would not take for theirs (it is Llama's here), so only as far as that matters not.
+TRAINED = {
+    "qwen2": (Qwen2Config(**SHAPE, tie_word_embeddings=True), "does not know the tokenizer in tiny"),
+    "gemma2": (Gemma2Config(**SHAPE, **GEMMA), "tiny has no tokenizer.model, from which llama.cpp makes the GGUF"),
+    "phi3": (Phi3Config(**SHAPE), "tiny has no tokenizer.model, from which llama.cpp makes the GGUF"),
+}
+
+
+@pytest.fixture
+def inside(workspace, monkeypatch):
+    monkeypatch.chdir(workspace.path)
+    workspace.set({"merge.base": "full", "evaluate.artifacts": ["merged", "bf16"]})
+    return workspace
+
+
+def write_model(config) -> None:
+    """Replace the weights of ./tiny by random ones of this architecture."""
+    tokenizer = AutoTokenizer.from_pretrained("tiny")
+    config.vocab_size = len(tokenizer)
+    config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+    config.pad_token_id = None
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained("tiny")
+
+
+def score(artifact: str, monkeypatch) -> dict:
+    monkeypatch.setattr(sys, "argv", ["evaluate", "--artifact", artifact])
+    evaluate.main()
+    return json.loads(Path(f"metrics/{artifact}.json").read_text())
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_whole_pipeline(inside, monkeypatch, name):
+    write_model(SHIPPED[name])
+    fetch_base.main()
+    prepare_dataset.main()
+    quantize_load_train.main()
+    merge.main()
+    convert_gguf.main()
+    merged, gguf = score("merged", monkeypatch), score("bf16", monkeypatch)
+    # The same model by two implementations: what the converter permutes, splits or scales, it does right.
+    assert gguf["loss"] == pytest.approx(merged["loss"], abs=0.02)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_training_and_merge_of_what_is_refused_for_its_tokenizer(inside, name):
+    config, sentence = TRAINED[name]
+    write_model(config)
+    with pytest.raises(Refusal, match=sentence):
+        fetch_base.main()
+    assert not Path("models").exists()
+    model = Model(id="./tiny")
+    write_json(Path("models/base/base.json"), base_model.describe(model, base_model.fetch(model)))
+    prepare_dataset.main()
+    quantize_load_train.main()
+    merge.main()  # holds its result against the adapter's logits
+
+
+def test_an_architecture_that_cannot_be_shipped_is_refused_first(inside):
+    write_model(OPTConfig(hidden_size=64, ffn_dim=128, num_hidden_layers=2, num_attention_heads=4))
+    with pytest.raises(Refusal, match=r"llama\.cpp knows no model of the architecture OPTForCausalLM"):
+        fetch_base.main()
+    assert not Path("models").exists()

@@ -1,0 +1,96 @@
+"""Machines that fail: full disks, full memory, damaged checkpoints. One sentence each, and nothing made is lost."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import refused
+from safetensors.torch import load_file
+
+from stages import base_model, prepare_dataset
+from stages.outputs import write_json
+from stages.params import Model
+
+TRY = ["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+MOUNTS = subprocess.run(TRY, capture_output=True).returncode == 0
+small_disk = pytest.mark.skipif(not MOUNTS, reason="this machine lets nobody mount a small disk")
+
+
+@pytest.fixture
+def prepared(workspace, monkeypatch):
+    """The workspace with base.json and the prepared rows."""
+    monkeypatch.chdir(workspace.path)
+    model = Model(id="./tiny")
+    write_json(Path("models/base/base.json"), base_model.describe(model, base_model.fetch(model)))
+    prepare_dataset.main()
+    return workspace
+
+
+def on_small_disk(workspace, folder: str, spare: int, *command: str) -> tuple[subprocess.CompletedProcess, set[str]]:
+    """Run a stage with `folder` on a disk of its own that has `spare` bytes left; also what it leaves there."""
+    size = sum(path.stat().st_size + 4096 for path in (workspace.path / folder).rglob("*")) + spare
+    script = (
+        f"cp -r {folder} ../kept && mount -t tmpfs -o size={size} tmpfs {folder} && cp -r ../kept/. {folder} && "
+        f"{sys.executable} -m {' '.join(command)}; status=$?; find {folder} -type f > left; exit $status"
+    )
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", script], cwd=workspace.path, capture_output=True, text=True)
+    shutil.rmtree(workspace.path.parent / "kept", ignore_errors=True)
+    return done, set((workspace.path / "left").read_text().split())
+
+
+@small_disk
+def test_a_disk_that_fills_while_rows_are_written(prepared):
+    before = {str(path) for path in Path("data").rglob("*") if path.is_file()}
+    done, left = on_small_disk(prepared, "data", 20_000, "stages.prepare_dataset")
+    assert refused(done).startswith("the disk is full (while writing data/.prepared.partial): free some space")
+    assert left == before
+
+
+@small_disk
+def test_a_disk_that_fills_while_a_checkpoint_is_written(prepared):
+    Path(".checkpoints").mkdir()
+    done, left = on_small_disk(prepared, ".checkpoints", 6_000_000, "stages.quantize_load_train")
+    assert refused(done).startswith("the disk is full (while writing .checkpoints/")
+    assert len([path for path in left if path.endswith("checkpoint-1/complete")]) == 1
+    assert not [path for path in left if path.endswith("checkpoint-2/complete")]
+
+
+@small_disk
+def test_a_disk_that_fills_while_a_gguf_is_quantized(prepared):
+    from stages import llama_cpp
+
+    Path("models/bf16").mkdir()
+    llama_cpp.convert(Path("tiny"), Path("models/bf16/model.gguf"))
+    shutil.copy("models/base/base.json", "models/bf16")
+    done, left = on_small_disk(prepared, "models", 2_000_000, "stages.quantize_gguf", "--type", "Q8_0")
+    assert refused(done).startswith("the disk is full (while writing models/.Q8_0.partial)")
+    assert left == {"models/base/base.json", "models/bf16/base.json", "models/bf16/model.gguf"}
+
+
+RUN = "from stages.console import run_stage; import torch; run_stage(lambda: {})"
+
+
+@pytest.mark.parametrize("body", ["torch.empty(1 << 50)", "bytearray(1 << 60)"])
+def test_memory_that_does_not_suffice(workspace, body):
+    assert refused(workspace.python("-c", RUN.format(body))).startswith("this machine's memory is full")
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "adapter_model.safetensors"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(prepared, name):
+    assert prepared.run("quantize_load_train").returncode == 0
+    expected = load_file("models/adapter/adapter_model.safetensors")
+    # The same run, ended by a loss of power: checkpoints 1 and 2 are there, and 2 was not written whole.
+    stop = "import stages.quantize_load_train as t, os; t.check_trained = lambda *_: os._exit(9); t.main()"
+    assert prepared.python("-c", stop).returncode == 9
+    (last,) = Path().glob(".checkpoints/*/checkpoint-3")
+    path = last / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    done = prepared.run("quantize_load_train")
+    assert done.returncode == 0, done.stderr
+    assert f"checkpoint-3 is damaged ({name}): going on from the one before it" in done.stdout
+    assert "from checkpoint-2" in done.stdout
+    resumed = load_file("models/adapter/adapter_model.safetensors")
+    assert all(torch.equal(expected[key], resumed[key]) for key in expected)

@@ -1,0 +1,61 @@
+"""The real pipeline killed at ten random moments ends with the artifacts of a run that nobody disturbed.
+
+Takes minutes, so `make test` leaves it out: `make test-slow` runs it.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+from test_pipeline import dvc, environment, make_repository
+
+KILLS = 10
+SECONDS = (2, 15)  # between the start of `dvc repro` and its end; about as long as a stage takes
+
+
+def artifacts(folder: Path) -> dict[str, str]:
+    """DVC's hash of each output that does not tell how fast it was made."""
+    stages = YAML(typ="safe").load(folder / "dvc.lock")["stages"].values()
+    outs = {out["path"]: out["md5"] for stage in stages for out in stage["outs"]}
+    return {path: digest for path, digest in outs.items() if path.startswith(("data", "models"))}
+
+
+@pytest.mark.slow
+def test_ten_kills_change_no_artifact(tmp_path, tiny_model):
+    (tmp_path / "calm").mkdir()
+    make_repository(tmp_path / "calm", tiny_model)
+    dvc(tmp_path / "calm", "repro")
+    expected = artifacts(tmp_path / "calm")
+    assert {"models/adapter", "models/merged", "models/bf16", "models/Q8_0", "data/prepared"} <= expected.keys()
+
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    make_repository(folder, tiny_model)
+    moments = random.Random(0)
+    killed = []
+    for _ in range(KILLS):
+        log = (folder / "log").open("w+")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dvc", "repro"],
+            cwd=folder,
+            env=environment(),
+            start_new_session=True,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            assert process.wait(moments.uniform(*SECONDS)) == 0, (folder / "log").read_text()
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        lines = [line for line in (folder / "log").read_text().splitlines() if line.startswith("Running stage")]
+        killed.append(lines[-1] if lines else "before the first stage")
+    print("\n".join(killed))  # with `pytest -s`: where it hit
+    dvc(folder, "repro")
+    assert artifacts(folder) == expected
+    assert not list(folder.glob("*/.*.partial"))
