@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from stages import hub
+from stages import hub, user_cache
 from stages.console import Refusal
 from stages.params import EMBEDDED, Model
 
@@ -102,8 +102,7 @@ def _sha256(path: Path, bar: tqdm) -> str:
 
 def embedded_folder() -> Path:
     """Where the embedded model is, or will be once it is fetched."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qlora-pipeline"
-    return cache / EMBEDDED_PACKAGE.replace("==", "-")
+    return user_cache.folder(EMBEDDED_PACKAGE.replace("==", "-"))
 
 
 def _embedded() -> Path:

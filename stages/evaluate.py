@@ -1,31 +1,38 @@
 """evaluate --artifact NAME: score one artifact (base, adapter, merged, bf16 or a GGUF type) on the held-out rows.
 
 Every artifact gets the same prompts as the same token ids, decodes greedily, and is scored by the same code; GGUF
-files answer through llama-server, as they will when they are served. Writes metrics/NAME.json and
-results/predictions/NAME.jsonl (each row's answer and scores).
+files answer through llama-server, as they will when they are served. Writes metrics/NAME.json,
+results/predictions/NAME.jsonl (each row's answer and scores) and results/predictions/NAME.npz (what was most probable
+at each token of the gold answers: `distance`).
 """
 
 import argparse
 import json
 import math
+import os
+import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from peft import PeftModel
 from tqdm import tqdm
 
-from stages import base_model, chat, hf_inference, models
+from stages import base_model, chat, distance, hf_inference, models
 from stages.console import Refusal, run_stage, summary
+from stages.distance import Top
 from stages.hf_inference import Answer, Score
-from stages.llama_cpp import Server
+from stages.llama_cpp import Scored, Server
 from stages.outputs import write_json, write_text
 from stages.params import Params, load_params
 from stages.sql import verdict
 
 TEST_ROWS = Path("data/prepared/test.jsonl")
 SLOTS = 8  # requests that llama-server works on at once
+TIMED_PROMPTS = 5  # one at a time, for the time to the first token
 
 
 def main() -> None:
@@ -39,32 +46,48 @@ def main() -> None:
     stops = chat.stop_ids(tokenizer, base)
     rows = [json.loads(line) for line in TEST_ROWS.read_text(encoding="utf-8").splitlines()]
     encoded = [chat.cut(chat.encode(tokenizer, row["messages"], stops), params.train.max_length) for row in rows]
-    prompts = [row.input_ids[: row.prompt_length] for row in encoded]
 
     if (folder / "model.gguf").is_file():
-        answers, scores, seconds = run_gguf(folder / "model.gguf", encoded, params)
+        results = run_gguf(folder / "model.gguf", encoded, params)
         size = (folder / "model.gguf").stat().st_size
     else:
-        model = load(artifact, base)
-        answers, scores, seconds = run_transformers(model, prompts, encoded, stops, tokenizer.pad_token_id, params)
+        results = run_transformers(load(artifact, base), encoded, stops, tokenizer.pad_token_id, params)
         size = size_on_disk(artifact, base)
-    texts = [tokenizer.decode(answer.ids, skip_special_tokens=True) for answer in answers]
+    texts = [tokenizer.decode(answer.ids, skip_special_tokens=True) for answer in results.answers]
 
     predictions = [
         {"id": row["id"], "answer": text, "stopped": answer.stopped, "tokens": len(answer.ids)}
         | {"nll": round(score.nll, 4), "supervised": score.tokens, "top1": score.top1}
-        for row, text, answer, score in zip(rows, texts, answers, scores, strict=True)
+        for row, text, answer, score in zip(rows, texts, results.answers, results.scores, strict=True)
     ]
-    metrics = language_metrics(answers, scores) | {
-        "tokens_per_second": round(sum(len(answer.ids) for answer in answers) / seconds, 1),
+    metrics = language_metrics(results.answers, results.scores) | {
+        "tokens_per_second": round(sum(len(answer.ids) for answer in results.answers) / results.seconds, 1),
+        "first_token_ms": round(1000 * results.first_token_seconds, 1),
+        "peak_memory_mb": results.peak_memory and round(results.peak_memory / 1e6),
         "size_mb": round(size / 1e6, 1),
     }
     if params.data.task == "text-to-sql":
         metrics = sql_metrics(rows, texts, predictions, params) | metrics
     lines = [json.dumps(prediction, ensure_ascii=False) for prediction in predictions]
     write_text(Path(f"results/predictions/{artifact}.jsonl"), "\n".join(lines) + "\n")
+    distance.save(Path(f"results/predictions/{artifact}.npz"), [score.top for score in results.scores])
     write_json(Path(f"metrics/{artifact}.json"), metrics)
     summary(f"evaluate@{artifact}", metrics)
+
+
+@dataclass(frozen=True)
+class Results:
+    """What an artifact did with the test rows.
+
+    seconds: that answering took; first_token_seconds: the median over a few prompts, one at a time; peak_memory: bytes,
+    of the GPU where one holds the model, else of the process that runs it; None where the system does not tell.
+    """
+
+    answers: list[Answer]
+    scores: list[Score]
+    seconds: float
+    first_token_seconds: float
+    peak_memory: int | None
 
 
 def parse_arguments() -> str:
@@ -89,54 +112,85 @@ def size_on_disk(artifact: str, base: Path) -> int:
     return base_model.weights_bytes(base if artifact == "base" else Path("models") / artifact)
 
 
-def run_transformers(
-    model, prompts: list[list[int]], rows: list[chat.Encoded], stops: list[int], pad: int, params: Params
-) -> tuple[list[Answer], list[Score], float]:
-    """Answers, teacher-forced scores and the seconds that answering took."""
+def run_transformers(model, rows: list[chat.Encoded], stops: list[int], pad: int, params: Params) -> Results:
+    """Answers and teacher-forced scores by transformers."""
     settings = params.evaluate
+    prompts = [row.input_ids[: row.prompt_length] for row in rows]
+    waited = [hf_inference.seconds_to_first_token(model, prompt) for prompt in prompts[:1] + prompts[:TIMED_PROMPTS]]
     with tqdm(total=len(prompts), desc="answering", unit=" rows") as bar:
         answers, seconds = hf_inference.generate(
             model, prompts, stops, pad, settings.max_new_tokens, settings.batch_size, bar.update
         )
     with tqdm(total=len(rows), desc="scoring tokens", unit=" rows") as bar:
-        return answers, hf_inference.score(model, rows, bar.update), seconds
+        scores = hf_inference.score(model, rows, bar.update)
+    on_gpu = model.device.type == "cuda"
+    peak = torch.cuda.max_memory_allocated() if on_gpu else peak_memory(os.getpid())
+    return Results(answers, scores, seconds, statistics.median(waited[1:]), peak)  # the first one warms up
 
 
-def run_gguf(gguf: Path, rows: list[chat.Encoded], params: Params) -> tuple[list[Answer], list[Score], float]:
+def run_gguf(gguf: Path, rows: list[chat.Encoded], params: Params) -> Results:
     """The same through llama-server: prompts as ids, and the scores that llama.cpp gives the same ids."""
     limit = params.evaluate.max_new_tokens
     context = max(max(row.prompt_length + limit, len(row.input_ids)) for row in rows) + 8
 
     def answer_and_score(row: chat.Encoded) -> tuple[Answer, Score, float]:
         # Together, because a thread keeps to one slot of the server and finds the prompt in its cache.
-        prompt, gold = row.input_ids[: row.prompt_length], row.input_ids[row.prompt_length :]
         begin = time.monotonic()
-        completion = server.complete(prompt, limit)
+        completion = server.complete(row.input_ids[: row.prompt_length], limit)
         seconds = time.monotonic() - begin
-        log_probabilities, top1 = server.score(prompt, gold)
-        return (
-            Answer(completion.tokens, completion.stopped),
-            Score(len(gold), -sum(log_probabilities), sum(top1)),
-            seconds,
-        )
+        supervised = [at for at, label in enumerate(row.labels) if label != chat.IGNORED]
+        scored = server.score(row.input_ids, supervised, distance.COUNT)
+        gold = [row.input_ids[at] for at in supervised]
+        return Answer(completion.tokens, completion.stopped), gguf_score(scored, gold), seconds
 
+    def first_token(row: chat.Encoded) -> float:
+        begin = time.monotonic()
+        server.complete(row.input_ids[: row.prompt_length], 1, reuse=False)
+        return time.monotonic() - begin
+
+    free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
     with Server(gguf, context=context, slots=SLOTS) as server, ThreadPoolExecutor(SLOTS) as pool:
+        waited = [first_token(row) for row in rows[:1] + rows[:TIMED_PROMPTS]]
         work = pool.map(answer_and_score, rows)
         results = list(tqdm(work, total=len(rows), desc="answering and scoring tokens", unit=" rows"))
+        taken = free - torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
+        on_gpu = taken > gguf.stat().st_size / 2
+        peak = taken if on_gpu else peak_memory(server.pid)
     answers, scores, seconds = (list(column) for column in zip(*results, strict=True))
-    return answers, scores, sum(seconds) / SLOTS
+    return Results(answers, scores, sum(seconds) / SLOTS, statistics.median(waited[1:]), peak)
+
+
+def gguf_score(tokens: list[Scored], gold: list[int]) -> Score:
+    """What llama-server gave the supervised tokens of one row, `gold`, in the form of transformers' scores."""
+    top = np.array([token.top for token in tokens])  # (tokens, COUNT, 2)
+    ids = top[:, :, 0].astype(np.int32)
+    top1 = int((ids[:, 0] == gold).sum())
+    nll = -sum(token.logprob for token in tokens)
+    return Score(len(gold), nll, top1, Top(ids, top[:, :, 1].astype(np.float32)))
+
+
+def peak_memory(pid: int) -> int | None:
+    """The most memory that a process has had resident, in bytes; None where there is no /proc."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return None
+    return next(1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
 
 
 def language_metrics(answers: list[Answer], scores: list[Score]) -> dict:
     """What is measured of any task: loss on the gold answers (nats a token), and how the model's own answers end."""
     tokens = sum(score.tokens for score in scores)
     loss = sum(score.nll for score in scores) / tokens
+    lengths = [len(answer.ids) for answer in answers]
     return {
         "loss": round(loss, 4),
         "perplexity": round(math.exp(loss), 4),
         "next_token_accuracy": round(sum(score.top1 for score in scores) / tokens, 4),
         "stop_rate": round(sum(answer.stopped for answer in answers) / len(answers), 4),
-        "answer_tokens": round(sum(len(answer.ids) for answer in answers) / len(answers), 1),
+        "answer_tokens": round(statistics.mean(lengths), 1),
+        "answer_tokens_p50": round(float(np.quantile(lengths, 0.5)), 1),
+        "answer_tokens_p95": round(float(np.quantile(lengths, 0.95)), 1),
         "rows": len(answers),
     }
 
@@ -155,6 +209,7 @@ def sql_metrics(rows: list[dict], texts: list[str], predictions: list[dict], par
         )
     for prediction, judged in zip(predictions, verdicts, strict=True):
         prediction |= {"strict": judged.strict, "lenient": judged.lenient, "exact": judged.exact, "error": judged.error}
+        prediction["judged"] = judged.gold is None  # else the gold query itself is no measure
     totals = verdict.totals(verdicts)
     return {
         "execution_accuracy": totals["strict"],

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from stages import packing
+from stages import distance, packing
 from stages.chat import Encoded
+from stages.distance import Top
 
 PACK_TOKENS = 1024  # of teacher-forced scoring: the logits of a pack are (tokens, vocabulary)
 
@@ -23,11 +24,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Score:
-    """Of one row's supervised tokens: their number, summed negative log-likelihood (nats), and how many had rank 1."""
+    """Of one row's supervised tokens: their number, summed negative log-likelihood (nats), how many had rank 1, and
+    what was most probable at each."""
 
     tokens: int
     nll: float
     top1: int
+    top: Top
 
 
 def generate(
@@ -97,8 +100,17 @@ def score(model: PreTrainedModel, rows: Sequence[Encoded], progress: Callable[[i
             log_probs = torch.log_softmax(logits[begin + where].float(), dim=-1)
             gold = labels[where]
             nll = -log_probs.gather(1, gold[:, None]).sum()
-            top1 = (log_probs.argmax(-1) == gold).sum()
-            scores[at] = Score(len(where), float(nll), int(top1))
+            best = log_probs.topk(min(distance.COUNT, log_probs.shape[1]), sorted=True)
+            top = Top(best.indices.int().cpu().numpy(), best.values.cpu().numpy())
+            scores[at] = Score(len(where), float(nll), int((best.indices[:, 0] == gold).sum()), top)
             begin += lengths[at]
         progress(len(pack))
     return [scores[at] for at in range(len(rows))]
+
+
+@torch.inference_mode()
+def seconds_to_first_token(model: PreTrainedModel, prompt: Sequence[int]) -> float:
+    """From a prompt (token ids), alone in its batch, to the first id of its answer."""
+    begin = time.monotonic()
+    model(torch.tensor([list(prompt)], device=model.device), logits_to_keep=1).logits.argmax().item()
+    return time.monotonic() - begin

@@ -18,11 +18,13 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
+from stages import user_cache
 from stages.console import Refusal
 
 VERSION = "0.3.36"  # of the sdist llama-cpp-python, which carries the tree of llama.cpp
@@ -79,16 +81,12 @@ def _find_converter(binaries: Path) -> Path | None:
 
 def cache_folder(cuda: bool = False) -> Path:
     """The per-user folder, outside every repository, that holds this version's build."""
-    return _cache() / f"llama.cpp-{VERSION}-{'cuda' if cuda else 'cpu'}"
+    return user_cache.folder(f"llama.cpp-{VERSION}-{'cuda' if cuda else 'cpu'}")
 
 
 def converter_folder() -> Path:
     """The per-user folder that holds only the converter, for a llama.cpp that was installed without it."""
-    return _cache() / f"llama.cpp-{VERSION}-converter"
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qlora-pipeline"
+    return user_cache.folder(f"llama.cpp-{VERSION}-converter")
 
 
 def gpu_is_present() -> bool:
@@ -121,12 +119,6 @@ def convert_vocabulary(folder: Path, gguf: Path) -> None:
         Refusal: if llama.cpp does not know the tokenizer, or cannot convert it.
     """
     _run_converter(folder, gguf, "--vocab-only")
-
-
-def check_tokenizer(folder: Path) -> None:
-    """Check that the converter knows the tokenizer of `folder`; raises `Refusal` as `convert_vocabulary` does."""
-    with tempfile.TemporaryDirectory() as work:
-        convert_vocabulary(folder, Path(work) / "vocabulary.gguf")
 
 
 def _run_converter(folder: Path, gguf: Path, *options: str) -> None:
@@ -252,6 +244,14 @@ class Completion:
     predicted_ms: float
 
 
+@dataclass(frozen=True)
+class Scored:
+    """A token's natural log-probability (full softmax), and the most probable ids with theirs, best first."""
+
+    logprob: float
+    top: list[tuple[int, float]]
+
+
 class Server:
     """A llama-server for the length of a `with` block, on a free port of the loopback interface.
 
@@ -327,9 +327,12 @@ class Server:
         body = {"messages": messages, "add_generation_prompt": add_generation_prompt}
         return self._post("/apply-template", body)["prompt"]
 
-    def complete(self, prompt_ids: list[int], max_tokens: int) -> Completion:
-        """Answer greedily, until the model ends its turn or `max_tokens` ids are generated."""
-        reply = self._generate(prompt_ids, max_tokens)
+    def complete(self, prompt_ids: list[int], max_tokens: int, reuse: bool = True) -> Completion:
+        """Answer greedily, until the model ends its turn or `max_tokens` ids are generated.
+
+        With `reuse`, the start of the prompt that the slot's cache holds is not evaluated again.
+        """
+        reply = self._generate(prompt_ids, max_tokens, cache_prompt=reuse)
         timings = reply["timings"]
         stopped = reply["stop_type"] == "eos"
         return Completion(
@@ -341,32 +344,28 @@ class Server:
             predicted_ms=timings["predicted_ms"],
         )
 
-    def score(self, prompt_ids: list[int], completion_ids: list[int]) -> tuple[list[float], list[bool]]:
-        """Teacher forcing: what the model gives each id of the completion, all ids before it being as given.
+    def score(self, ids: list[int], positions: Sequence[int], count: int) -> list[Scored]:
+        """Teacher forcing: what the model gives the id at each position (from 1), all ids before it being as given.
 
-        Returns:
-            The natural log-probability of each id (full softmax), and whether it was the most probable one.
+        With each id come the `count` most probable ones.
         """
-        scores = [
-            self._score_next(prompt_ids + completion_ids[:number], forced)
-            for number, forced in enumerate(completion_ids)
-        ]
-        return [logprob for logprob, _ in scores], [is_top for _, is_top in scores]
+        return [self._score_next(ids[:position], ids[position], count) for position in positions]
 
-    def _score_next(self, ids: list[int], forced: int) -> tuple[float, bool]:
+    def _score_next(self, ids: list[int], forced: int, count: int) -> Scored:
         # A bias leaves the sampler no choice; the probabilities that are reported are those before it. One id a
         # request, since a bias holds for a whole request (and a grammar of ids cannot ask for an end-of-turn id). The
         # slot's cache holds all ids but the last, so that a request evaluates one.
-        step = self._step(ids, forced, 1)
+        step = self._step(ids, forced, count)
         if step is None:
             # The server says nothing of a token that ends within a character: find it among the alternatives to one
             # that does not.
-            step = self._step(ids, self._plain_id, 100)
+            step = self._step(ids, self._plain_id, max(count, 100))
             if all(top["id"] != forced for top in step["top_logprobs"]):
                 step = self._step(ids, self._plain_id, 1 << 30)
         logprob = next(top["logprob"] for top in (step, *step["top_logprobs"]) if top["id"] == forced)
         # Of a probability too small for a float the server reports the lowest float as logarithm.
-        return max(logprob, SMALLEST_LOGPROB), step["top_logprobs"][0]["id"] == forced
+        top = [(top["id"], max(top["logprob"], SMALLEST_LOGPROB)) for top in step["top_logprobs"][:count]]
+        return Scored(max(logprob, SMALLEST_LOGPROB), top)
 
     def _step(self, ids: list[int], forced: int, count: int) -> dict | None:
         """The server's report on one generated id, `forced`, with the `count` most probable ones."""

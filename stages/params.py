@@ -118,7 +118,7 @@ class Merge(Section):
 
 
 class Gguf(Section):
-    types: Annotated[list[str], Field(min_length=1)]
+    types: Annotated[list[str], Field(min_length=1)]  # llama-quantize's names, each may end in PLAIN
     imatrix: bool
     imatrix_rows: Count
 
@@ -126,7 +126,7 @@ class Gguf(Section):
     @classmethod
     def known(cls, types: list[str]) -> list[str]:
         for name in types:
-            if name not in GGUF_TYPES:
+            if name.removesuffix(PLAIN) not in GGUF_TYPES:
                 near = difflib.get_close_matches(name.upper(), GGUF_TYPES, 1, 0.4)
                 raise ValueError(f"{name!r} is no GGUF type" + (f"; did you mean {near[0]}?" if near else ""))
         if len(set(types)) < len(types):
@@ -140,6 +140,7 @@ class Evaluate(Section):
     batch_size: Count
     databases: Count
     seed: Seed
+    gates: dict[str, dict[str, float]] = {}  # artifact -> metric (as `parse_gate` reads it) -> limit
 
 
 class Params(Section):
@@ -175,6 +176,10 @@ class Params(Section):
                 )
         if len(set(self.evaluate.artifacts)) < len(self.evaluate.artifacts):
             problems.append("evaluate.artifacts: lists an artifact twice")
+        for artifact, limits in self.evaluate.gates.items():
+            problems += [
+                f"evaluate.gates.{artifact}{problem}" for problem in self._gate_problems(artifact, list(limits))
+            ]
         for field in ("source", "test_source"):
             name = getattr(self.data, field) or "data/raw/"
             is_file = field == "test_source" or name.endswith((".jsonl", ".csv", ".parquet"))
@@ -189,6 +194,10 @@ class Params(Section):
         for type_ in self.gguf.types:
             if type_ in NEEDS_MATRIX and not self.gguf.imatrix:
                 problems.append(f"gguf.types: {type_} needs an importance matrix; set gguf.imatrix to true")
+            if type_.removesuffix(PLAIN) in NEEDS_MATRIX and type_.endswith(PLAIN):
+                problems.append(
+                    f"gguf.types: {type_} cannot be made, llama.cpp wants an importance matrix for this type"
+                )
         if isinstance(self.train.micro_batch_tokens, int) and self.train.micro_batch_tokens < self.train.max_length:
             problems.append(
                 f"train.micro_batch_tokens: {self.train.micro_batch_tokens} cannot hold a row of train.max_length "
@@ -197,6 +206,63 @@ class Params(Section):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _gate_problems(self, artifact: str, names: list[str]) -> list[str]:
+        """What is wrong with an artifact's gates, each as the rest of a sentence after evaluate.gates.ARTIFACT."""
+        scored = self.evaluate.artifacts
+        if artifact not in scored:
+            return [f": is not scored; {_nearest(artifact, scored)}, or add it to evaluate.artifacts"]
+        if self.data.task == "text-to-sql":
+            known = [*AT_LEAST, *AT_MOST]
+        else:
+            known = [metric for metric in (*AT_LEAST, *AT_MOST) if metric not in SQL_METRICS]
+        problems = []
+        for name in names:
+            metric, change, other = parse_gate(name)
+            if metric not in known:
+                problems.append(f".{name}: {metric!r} is not measured; {_nearest(metric, known)}")
+            elif other is not None and other not in scored:
+                problems.append(f".{name}: {other!r} is not scored; {_nearest(other, scored)}")
+            elif change and metric in DISTANCES:
+                problems.append(f".{name}: {metric} is a distance between two artifacts; limit it itself")
+            elif change and change != (right := "drop" if metric in AT_LEAST else "rise"):
+                better = "higher" if metric in AT_LEAST else "lower"
+                problems.append(f".{name}: {better} is better, so limit {metric}_{right}_from_{other}")
+            elif metric in DISTANCES and predecessor(artifact, scored) in (None, "base"):
+                problems.append(f".{name}: {artifact} is compared with no other artifact; score the one before it, too")
+        return problems
+
+
+# fmt: off
+# What a gate may limit: measures that are better when higher, and those that are better when lower.
+AT_LEAST = (
+    "execution_accuracy", "execution_accuracy_lenient", "exact_match", "valid_sql", "next_token_accuracy", "stop_rate",
+    "tokens_per_second", "same_top_token",
+)
+AT_MOST = (
+    "loss", "perplexity", "kl_mean", "kl_p99", "answer_tokens", "answer_tokens_p50", "answer_tokens_p95",
+    "first_token_ms", "peak_memory_mb", "size_mb",
+)
+# fmt: on
+SQL_METRICS = ("execution_accuracy", "execution_accuracy_lenient", "exact_match", "valid_sql")
+DISTANCES = ("same_top_token", "kl_mean", "kl_p99")  # from the artifact that it was made from
+PLAIN = "-plain"  # Q4_K_M-plain is made without the importance matrix, to see what that is worth
+
+
+def parse_gate(name: str) -> tuple[str, str | None, str | None]:
+    """A gate's metric, and for a limit on a change "drop" or "rise" and the artifact it is taken from.
+
+    `loss` -> loss, None, None; `execution_accuracy_drop_from_adapter` -> execution_accuracy, drop, adapter.
+    """
+    match = re.fullmatch(r"(.+?)(?:_(drop|rise)_from_(.+))?", name)
+    return match.groups() if match else (name, None, None)
+
+
+def predecessor(artifact: str, scored: list[str]) -> str | None:
+    """The artifact in `scored` that `artifact` was made from, or the nearest before it; None if there is none."""
+    chain = ["base", "adapter", "merged", "bf16"]
+    before = chain[: chain.index(artifact)] if artifact in chain else chain
+    return next((name for name in reversed(before) if name in scored), None)
 
 
 # llama-quantize's names; F16 and BF16 stand under models/bf16 already.
@@ -232,6 +298,11 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
     except ValidationError as error:
         problems = [line for problem in error.errors() for line in _sentences(problem)]
         raise Refusal(f"{path}: " + "; ".join(problems) if len(problems) == 1 else _list(path, problems)) from None
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1, 0.4)
+    return f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
 
 
 def _list(path: Path, problems: list[str]) -> str:

@@ -1,6 +1,7 @@
 """quantize-gguf: one type of GGUF, the file that is served.
 
-Reads models/bf16 (model.gguf and, if it is there, imatrix.gguf); writes models/TYPE/model.gguf.
+Reads models/bf16 (model.gguf and, if it is there, imatrix.gguf); writes models/TYPE/model.gguf. A type that ends in
+-plain is made without the importance matrix.
 """
 
 import argparse
@@ -11,7 +12,7 @@ from pathlib import Path
 from stages import base_model, gguf_file, llama_cpp
 from stages.console import Refusal, run_stage, summary
 from stages.outputs import new_folder
-from stages.params import GGUF_TYPES, NEEDS_MATRIX
+from stages.params import GGUF_TYPES, NEEDS_MATRIX, PLAIN
 
 SOURCE = Path("models/bf16/model.gguf")
 MATRIX = Path("models/bf16/imatrix.gguf")
@@ -19,16 +20,17 @@ MATRIX = Path("models/bf16/imatrix.gguf")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--type", required=True, choices=GGUF_TYPES, help="llama-quantize's name of the type")
+    choices = [name for type_ in GGUF_TYPES for name in (type_, type_ + PLAIN)]
+    parser.add_argument("--type", required=True, choices=choices, help="llama-quantize's name of the type")
     type_ = parser.parse_args().type
-    matrix = MATRIX if MATRIX.is_file() else None
+    matrix = MATRIX if MATRIX.is_file() and not type_.endswith(PLAIN) else None
     if type_ in NEEDS_MATRIX and not matrix:
         raise Refusal(f"{type_} needs an importance matrix and there is no {MATRIX}: set gguf.imatrix to true")
 
     begin = time.monotonic()
     output = Path("models") / type_
     with new_folder(output) as folder:
-        llama_cpp.quantize(SOURCE, folder / "model.gguf", type_, matrix)
+        llama_cpp.quantize(SOURCE, folder / "model.gguf", type_.removesuffix(PLAIN), matrix)
         shutil.copy(SOURCE.parent / base_model.RECORD, folder)
         contents = gguf_file.check_quantized(folder / "model.gguf", SOURCE)
     summary(
