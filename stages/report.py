@@ -21,7 +21,7 @@ from stages.gates import Checked
 from stages.markdown import table
 from stages.outcomes import Outcomes
 from stages.outputs import write_json, write_text
-from stages.params import DISTANCES, PLAIN, Params, load_params, predecessor
+from stages.params import DISTANCES, PLAIN, load_params, predecessor
 
 PREDICTIONS = Path("results/predictions")
 MOST_ANSWERS = 10  # rows whose answers are shown
@@ -90,7 +90,7 @@ def main() -> None:
     if broken := [gate for gate in checked if not gate.holds]:
         raise Refusal(
             f"{len(broken)} of {len(checked)} gates broken: "
-            + "; ".join(f"{gate.name} is {number(gate.value)}, must be {gate.sign} {gate.limit:g}" for gate in broken)
+            + "; ".join(f"{gate.name} is {number(gate.value)}, must be {limit(gate)}" for gate in broken)
             + " (everything is written: results/report.md; the limits stand in params.yaml under evaluate.gates)"
         )
 
@@ -230,7 +230,7 @@ def artifact_section(metrics: dict[str, dict], found: Outcomes, data: dict) -> l
         "",
         plain_table(metrics, COST),
         "",
-        "An adapter needs the base model beside it. Peak memory: the GPU's where one held the model, else of the process.",
+        "The adapter needs the base model beside it. Peak memory: of the GPU if one held the model, else of the process.",
         "",
     ]
 
@@ -288,11 +288,14 @@ def gate_section(checked: list[Checked]) -> list[str]:
 
 def gate_table(checked: list[Checked]) -> str:
     rows = [
-        [gate.name, "holds" if gate.holds else "BROKEN", number(gate.value), f"{gate.sign} {gate.limit:g}"]
-        + [f"{gate.margin:+.4g}"]
+        [gate.name, "holds" if gate.holds else "BROKEN", number(gate.value), limit(gate), f"{gate.margin:+.4g}"]
         for gate in checked
     ]
     return table(["gate", "", "value", "limit", "margin"], rows, left=2)
+
+
+def limit(gate: Checked) -> str:
+    return f"{gate.sign} {gate.limit:g}"
 
 
 def training_section(training: dict, log: str) -> list[str]:

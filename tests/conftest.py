@@ -37,6 +37,7 @@ FAST = {
     "evaluate.max_new_tokens": 4,
     "evaluate.batch_size": 4,
     "evaluate.databases": 2,
+    "evaluate.gates": {},
 }
 
 
