@@ -331,7 +331,7 @@ def write_results(experiments: dict[str, Combination], done: dict[str, str], art
         "--drop",
         ".*",
         "--keep",
-        "|".join(columns),
+        columns,
         *best_first,
     ]
     for suffix, option in (("csv", "--csv"), ("md", "--md")):

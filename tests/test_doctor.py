@@ -16,7 +16,8 @@ NAME = "org/tiny"
 @pytest.fixture
 def inside(workspace, monkeypatch):
     """The workspace as current folder, with the repository's requirements."""
-    shutil.copy(REPO / "requirements.txt", workspace.path)
+    for name in ("requirements.txt", "requirements-light.txt"):
+        shutil.copy(REPO / name, workspace.path)
     monkeypatch.chdir(workspace.path)
     return workspace
 
