@@ -211,7 +211,9 @@ class Params(Section):
         """What is wrong with an artifact's gates, each as the rest of a sentence after evaluate.gates.ARTIFACT."""
         scored = self.evaluate.artifacts
         if artifact not in scored:
-            return [f": is not scored; {_nearest(artifact, scored)}, or add it to evaluate.artifacts"]
+            return [
+                f": is not scored; {_nearest(artifact, scored)} (or add it to evaluate.artifacts, or drop its gates)"
+            ]
         if self.data.task == "text-to-sql":
             known = [*AT_LEAST, *AT_MOST]
         else:

@@ -233,7 +233,7 @@ def artifact_section(metrics: dict[str, dict], found: Outcomes, data: dict) -> l
         "",
         plain_table(metrics, COST),
         "",
-        "The adapter needs the base model beside it. Peak memory: of the GPU if one held the model, else of the process.",
+        "The adapter needs the base model, too. Peak memory: of the GPU if one held the model, else of the process.",
         "",
     ]
 

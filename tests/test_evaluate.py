@@ -1,7 +1,9 @@
 """evaluate and report: batches answer as single prompts do, scores are the model's own, tables show what is there."""
 
 import math
+import os
 
+import numpy as np
 import pytest
 import torch
 from conftest import refused
@@ -9,9 +11,11 @@ from transformers import AutoModelForCausalLM
 
 from stages import evaluate, hf_inference, report
 from stages.chat import IGNORED, Encoded
+from stages.distance import Top
 from stages.hf_inference import Answer, Score
 
 STOP = 2
+NOTHING = Top(np.zeros((0, 64), np.int32), np.zeros((0, 64), np.float32))
 
 
 @pytest.fixture(scope="module")
@@ -50,19 +54,28 @@ def test_scores_of_packed_rows_are_those_of_each_row_alone(model):
         assert score.tokens == len(row.input_ids) - 2
         assert score.nll == pytest.approx(float(expected), rel=1e-4)
         assert score.top1 == int((logits[1:-1].argmax(-1) == torch.tensor(row.input_ids[2:])).sum())
+        assert (score.top.ids[:, 0] == logits[1:-1].argmax(-1).numpy()).all()
 
 
 def test_language_metrics_are_means_over_tokens_and_rows():
     answers = [Answer([5, 6], True), Answer([5, 6, 7, 8], False)]
-    metrics = evaluate.language_metrics(answers, [Score(1, 1.0, 1), Score(3, 5.0, 0)])
+    metrics = evaluate.language_metrics(answers, [Score(1, 1.0, 1, NOTHING), Score(3, 5.0, 0, NOTHING)])
     assert metrics == {
         "loss": 1.5,
         "perplexity": round(math.exp(1.5), 4),
         "next_token_accuracy": 0.25,
         "stop_rate": 0.5,
-        "answer_tokens": 3.0,
+        "answer_tokens": 3,
+        "answer_tokens_p50": 3.0,
+        "answer_tokens_p95": 3.9,
         "rows": 2,
     }
+
+
+def test_peak_memory_is_that_of_the_process():
+    peak = evaluate.peak_memory(os.getpid())
+    assert 50e6 < peak < 100e9
+    assert evaluate.peak_memory(2**30) is None
 
 
 def test_an_artifact_that_is_not_there_names_what_makes_it(workspace):
@@ -72,11 +85,25 @@ def test_an_artifact_that_is_not_there_names_what_makes_it(workspace):
 
 def test_the_table_has_a_column_for_each_measure_that_all_artifacts_have():
     common = {"loss": 0.1234, "stop_rate": 1.0, "tokens_per_second": 1234.5, "size_mb": 269.06}
-    table = report.markdown_table({"base": common | {"execution_accuracy": 0.0}, "Q8_0": common})
-    head, rule, base, _ = table.splitlines()
-    assert [cell.strip() for cell in head.strip("|").split("|")] == ["artifact", "loss", "stops", "tokens/s", "MB"]
-    assert [cell.strip() for cell in base.strip("|").split("|")] == ["base", "0.123", "100.0%", "1,234.5", "269.1"]
+    metrics = {"base": common | {"execution_accuracy": 0.0}, "Q8_0": common}
+    head, rule, base, _ = report.plain_table(metrics, report.QUALITY | report.COST).splitlines()
+    assert [cell.strip() for cell in head.strip("|").split("|")] == ["artifact", "loss", "stops", "MB", "tokens/s"]
+    assert [cell.strip() for cell in base.strip("|").split("|")] == ["base", "0.123", "100.0%", "269.1", "1,234.5"]
     assert len(rule) == len(head)
+
+
+def test_the_most_telling_answers_are_those_that_artifacts_disagree_on():
+    def answers(right: str) -> list[dict]:
+        return [{"strict": one == "1", "judged": True} for one in right]
+
+    predictions = {"base": answers("0000"), "adapter": answers("1110"), "merged": answers("1110")}
+    predictions |= {"Q8_0": answers("1100"), "Q4_K_M": answers("1000")}
+    assert report.telling(predictions) == [2, 1, 3]
+    chat = {
+        name: [{"nll": nll, "supervised": 2} for nll in losses]
+        for name, losses in {"adapter": (1, 1, 1), "merged": (1, 3, 2)}.items()
+    }
+    assert report.telling(chat) == [1, 2, 0]
 
 
 def test_a_missing_metric_names_what_makes_it(tmp_path):

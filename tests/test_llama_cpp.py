@@ -263,12 +263,13 @@ def test_scores_are_those_of_transformers(server, merged, tokenizer, monkeypatch
     prompt = chat.encode_prompt(tokenizer, CONVERSATION[:1])
     # An end-of-turn id in the middle, too, as in a conversation of several turns.
     answer = chat.encode_text(tokenizer, "SELECT name FROM t<|im_end|>\n<|im_start|>user\nWhy? 😀<|im_end|>")
-    logprobs, is_top = server.score(prompt, answer)
+    scored = server.score(prompt + answer, range(len(prompt), len(prompt + answer)), 8)
+    logprobs = [token.logprob for token in scored]
     with torch.inference_mode():
         logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
     expected = logits.log_softmax(-1)[torch.arange(len(answer)), answer]
     difference = torch.tensor(logprobs) - expected
-    assert len(is_top) == len(answer)
+    assert len(scored) == len(answer)
     # llama.cpp multiplies bfloat16 weights with activations rounded to bfloat16 (8 bits).
     assert difference.abs().max() < 0.02 * expected.abs().max()
     assert difference.mean().abs() < 0.005 * expected.abs().mean()
@@ -280,7 +281,9 @@ def test_an_answer_is_what_its_scores_call_most_probable(server, tokenizer):
     assert len(completion.tokens) == 12
     assert not completion.stopped
     assert completion.text == tokenizer.decode(completion.tokens)
-    assert sum(server.score(prompt, completion.tokens)[1]) >= 11  # a near-tie may fall the other way
+    scored = server.score(prompt + completion.tokens, range(len(prompt), len(prompt) + 12), 1)
+    same = [token.top[0][0] == id_ for token, id_ in zip(scored, completion.tokens, strict=True)]
+    assert sum(same) >= 11  # a near-tie may fall the other way
     with ThreadPoolExecutor(2) as pool:
         assert len({tuple(answer.tokens) for answer in pool.map(lambda _: server.complete(prompt, 4), range(4))}) == 1
 

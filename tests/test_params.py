@@ -69,6 +69,19 @@ def test_there_are_recipes():
         ({"gguf.types": ["Q8_0", "Q8_0"]}, r"gguf\.types: lists a type twice"),
         ({"gguf.types": ["Q8_0", "Q4_K_M", "IQ2_XS"], "gguf.imatrix": False}, r"IQ2_XS needs an importance matrix"),
         ({"gguf.types": ["Q8_0", "Q4_K_M", "Q2_K_S"], "gguf.imatrix": False}, r"Q2_K_S needs an importance matrix"),
+        ({"gguf.types": ["Q8_0", "Q4_K_M", "Q4_K_M-pain"]}, r"'Q4_K_M-pain' is no GGUF type; did you mean Q4_K_M\?"),
+        ({"gguf.types": ["Q8_0", "Q4_K_M", "IQ2_XS-plain"]}, r"IQ2_XS-plain cannot be made"),
+        ({"evaluate.gates": {"Q4_KM": {"loss": 1.0}}}, r"evaluate\.gates\.Q4_KM: is not scored; did you mean Q4_K_M\?"),
+        ({"evaluate.gates": {"base": {"los": 1.0}}}, r"gates\.base\.los: 'los' is not measured; did you mean loss\?"),
+        ({"evaluate.gates": {"base": {"loss": "1"}}}, r"gates\.base\.loss: .*number"),
+        (
+            {"evaluate.gates": {"merged": {"execution_accuracy_drop_from_adaptor": 0.1}}},
+            r"'adaptor' is not scored; did you mean adapter\?",
+        ),
+        ({"evaluate.gates": {"merged": {"loss_drop_from_adapter": 0.1}}}, r"so limit loss_rise_from_adapter"),
+        ({"evaluate.gates": {"merged": {"kl_mean_rise_from_base": 0.1}}}, r"kl_mean is a distance"),
+        ({"evaluate.gates": {"adapter": {"kl_mean": 0.1}}}, r"adapter is compared with no other artifact"),
+        ({"data.task": "chat", "evaluate.gates": {"base": {"valid_sql": 0.5}}}, r"'valid_sql' is not measured"),
         ({"train.micro_batch_tokens": 128}, r"micro_batch_tokens: 128 cannot hold a row of train\.max_length \(256\)"),
         ({"data.user_prompt": "{question}"}, r"data\.user_prompt: must contain \{context\}"),
         ({"data.test_fraction": 0.0}, r"data\.test_fraction: must be above 0"),
@@ -98,7 +111,14 @@ def test_all_problems_are_listed_at_once(load):
 
 def test_all_impossible_combinations_are_listed_at_once(load):
     with pytest.raises(Refusal, match="has 3 problems"):
-        load({"model.id": "llama", "evaluate.artifacts": ["Q2_K"], "train.micro_batch_tokens": 64})
+        load(
+            {
+                "model.id": "llama",
+                "evaluate.artifacts": ["Q2_K"],
+                "evaluate.gates": {},
+                "train.micro_batch_tokens": 64,
+            }
+        )
 
 
 @pytest.mark.parametrize("written", ["1e-05", "1E-5", "0.00001", "1.0e-5"])

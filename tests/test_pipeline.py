@@ -46,11 +46,12 @@ def make_repository(folder: Path, model: Path) -> None:
     params["data"].update(train_rows=24, validation_rows=4, test_rows=4)
     params["train"].update(batch_size=4, micro_batch_tokens=256, eval_steps=3, checkpoint_steps=2)
     params["gguf"].update(types=["Q8_0"], imatrix=False)
-    params["evaluate"].update(artifacts=["base", "merged", "Q8_0"], max_new_tokens=8, databases=2)
+    params["evaluate"].update(artifacts=["base", "merged", "Q8_0"], max_new_tokens=8, databases=2, gates={})
     YAML().dump(params, folder / "params.yaml")
     git(folder, "init", "-q")
     dvc(folder, "init", "-q")
     shutil.copy(ROOT / ".dvc/config", folder / ".dvc/config")
+    shutil.copytree(ROOT / ".dvc/plots", folder / ".dvc/plots")
     (folder / ".gitignore").open("a").write("/tiny/\n")
     git(folder, "add", ".")
     git(folder, "commit", "-qm", "start")
@@ -70,10 +71,13 @@ def git(folder: Path, *arguments: str) -> str:
     ).stdout
 
 
+def run_dvc(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "dvc", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
+
+
 def dvc(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", *arguments], cwd=folder, env=environment(), capture_output=True, text=True
-    )
+    done = run_dvc(folder, *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -126,6 +130,7 @@ def test_nothing_reruns_when_nothing_changed(pipeline):
         ("merge.dtype", "float16", AFTER_TRAINING - {"quantize-load-train"}),
         ("data.seed", 1, {"prepare-dataset", "evaluate@base"} | AFTER_TRAINING),
         ("evaluate.max_new_tokens", 9, {"evaluate@base", "evaluate@merged", "evaluate@Q8_0", "report"}),
+        ("evaluate.gates", {"merged": {"loss": 99.0}}, {"report"}),
         ("gguf.types", ["Q8_0", "Q4_0"], {"quantize-gguf@Q4_0"}),
     ],
 )
@@ -184,8 +189,35 @@ def test_one_more_gguf_type_runs_its_own_stages_only(pipeline):
     set_param(pipeline, "gguf.types", ["Q8_0", "Q4_0"])
     set_param(pipeline, "evaluate.artifacts", ["base", "merged", "Q8_0", "Q4_0"])
     assert repro(pipeline) == {"quantize-gguf@Q4_0", "evaluate@Q4_0", "report"}
-    (pipeline / "results/predictions/Q4_0.jsonl").unlink()  # DVC leaves what no stage makes any more
+    for end in ("jsonl", "npz"):  # DVC leaves what no stage makes any more
+        (pipeline / f"results/predictions/Q4_0.{end}").unlink()
     restore_run(pipeline)
+
+
+def test_a_broken_gate_fails_the_report_after_all_is_written(pipeline):
+    """The tiny model never learned to stop, as one whose stop token was never supervised."""
+    set_param(pipeline, "evaluate.gates", {"Q8_0": {"stop_rate": 0.5, "same_top_token": 0.5}})
+    written = [pipeline / name for name in ("results/report.md", "metrics/summary.json", "metrics/rows.json")]
+    begin = time.time()
+    done = run_dvc(pipeline, "repro")
+    assert done.returncode != 0
+    assert ran_stages(done.stdout) == {"report"}
+    assert re.search(r"error: 1 of 2 gates broken: Q8_0\.stop_rate is 0\.\S*, must be >= 0\.5", done.stderr)
+    assert all(path.stat().st_mtime > begin for path in written)
+    assert re.search(r"\| Q8_0.stop_rate +\| BROKEN \|", written[0].read_text())
+    restore_run(pipeline)
+
+
+def test_two_commits_are_compared_from_git_alone(pipeline):
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.compare", "HEAD"],
+        cwd=pipeline,
+        env=environment() | {"DVC_NO_ANALYTICS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"\| Q8_0 +\| loss +\| .*\+0\.0000.*no difference seen", done.stdout)
 
 
 def test_killed_in_training_the_next_run_ends_with_the_same_weights(pipeline):

@@ -1,0 +1,138 @@
+"""Intervals, distances, outcomes and gates: against what can be worked out by hand or by brute force."""
+
+import math
+
+import numpy as np
+import pytest
+
+from stages import bootstrap, compare, distance, gates, outcomes
+from stages.console import Refusal
+from stages.distance import COUNT, Top
+from stages.outcomes import Outcomes
+
+
+def test_the_interval_covers_the_truth_about_19_times_in_20_also_with_few_groups():
+    random = np.random.default_rng(0)
+    covered = 0
+    for trial in range(300):
+        groups = np.repeat(np.arange(12), 6)
+        # Rows of a group share half of their luck.
+        luck = np.where(random.random(72) < 0.5, random.random(12)[groups], random.random(72))
+        interval = bootstrap.ratio(luck < 0.4, np.ones(72), groups, seed=trial)
+        covered += interval.low <= 0.4 <= interval.high
+    assert 0.92 <= covered / 300 <= 0.99
+
+
+def test_rows_that_hang_together_tell_less():
+    right = np.tile([1, 0], 50)
+    alone = bootstrap.ratio(right, np.ones(100), np.arange(100))
+    together = bootstrap.ratio(np.sort(right), np.ones(100), np.arange(100) // 10)
+    assert alone.value == together.value == 0.5
+    assert together.high - together.low > 2 * (alone.high - alone.low)
+
+
+def test_what_both_find_hard_drops_out_of_a_paired_difference():
+    random = np.random.default_rng(0)
+    first = random.random(200) < 0.5
+    second = first | (np.arange(200) % 10 == 0)
+    paired = bootstrap.ratio(second * 1 - first, np.ones(200), np.arange(200))
+    assert paired.excludes_zero
+    assert paired.high - paired.low < 0.08
+
+
+def test_one_group_has_no_interval():
+    interval = bootstrap.ratio([1, 0], [1, 1], [7, 7])
+    assert interval.value == 0.5
+    assert math.isnan(interval.low)
+    assert not interval.excludes_zero
+
+
+def test_so_many_rows_show_the_difference_so_often():
+    rows = bootstrap.rows_needed(0.05, 0.15)
+    random = np.random.default_rng(0)
+    # Of 100 rows the better one alone gets 10 right, the other one alone 5.
+    drawn = random.choice([1, -1, 0], size=(200, rows), p=[0.10, 0.05, 0.85])
+    seen = [bootstrap.ratio(row, np.ones(rows), np.arange(rows)).low > 0 for row in drawn]
+    assert 0.72 <= np.mean(seen) <= 0.88
+
+
+def softmax_top(logits: np.ndarray) -> Top:
+    logprobs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    ids = np.argsort(-logprobs, axis=1)[:, :COUNT]
+    return Top(ids.astype(np.int32), np.take_along_axis(logprobs, ids, 1).astype(np.float32))
+
+
+def test_divergence_is_that_of_the_whole_vocabulary_where_the_rest_is_improbable():
+    random = np.random.default_rng(0)
+    p = random.normal(0, 5, (3000, 1000))
+    q = p + random.normal(0, 0.3, p.shape)
+    log_p, log_q = (x - np.log(np.exp(x).sum(1, keepdims=True)) for x in (p, q))
+    exact = (np.exp(log_p) * (log_p - log_q)).sum(1)
+    kept = distance.kl_divergence(softmax_top(p), softmax_top(q))
+    assert (kept <= exact + 1e-6).all()
+    assert kept.mean() > 0.98 * exact.mean()
+    assert (distance.same_top(softmax_top(p), softmax_top(q)) == (p.argmax(1) == q.argmax(1))).all()
+
+
+def test_an_artifact_is_at_no_distance_from_itself(tmp_path):
+    top = softmax_top(np.random.default_rng(0).normal(0, 4, (10, 200)))
+    distance.save(tmp_path / "a.npz", [Top(top.ids[:4], top.logprobs[:4]), Top(top.ids[4:], top.logprobs[4:])])
+    assert distance.kl_divergence(distance.load(tmp_path / "a.npz"), top).max() < 1e-6
+    with pytest.raises(ValueError, match="10 positions against 4"):
+        distance.kl_divergence(top, Top(top.ids[:4], top.logprobs[:4]))
+
+
+def answer(row: int, right: bool, nll: float) -> dict:
+    return {"id": f"f:{row}", "strict": right, "judged": row != 3, "nll": nll, "supervised": 2, "top1": 1, "stopped": 1}
+
+
+@pytest.fixture
+def found() -> Outcomes:
+    rows = [{"id": f"f:{row}", "group": f"g{row // 2}", "messages": [{"content": row}]} for row in range(6)]
+    return outcomes.collect(
+        rows,
+        {
+            "merged": [answer(row, row < 4, 0.5) for row in range(6)],
+            "Q4_K_M": [answer(row, row < 2, 1.0) for row in range(6)],
+        },
+    )
+
+
+def test_outcomes_survive_git_and_say_what_changed(found, tmp_path):
+    outcomes.write(found, tmp_path / "rows.json")
+    again = outcomes.parse((tmp_path / "rows.json").read_text())
+    assert again == found
+    assert again.groups == [0, 0, 1, 1, 2, 2]
+    assert again.interval("merged", "execution_accuracy").value == 3 / 5  # row 3 is not judged
+    assert again.difference("merged", "Q4_K_M", "execution_accuracy").value == pytest.approx(-1 / 5)
+    assert again.difference("merged", "Q4_K_M", "loss").value == 0.25
+    assert len((tmp_path / "rows.json").read_text().splitlines()) == 6 + 4  # a row a line
+
+
+def test_experiments_are_compared_on_the_same_rows_only(found):
+    table = compare.markdown(compare.differences(found, found))
+    assert "| Q4_K_M | loss | 0.5000 | 0.5000 | +0.0000 (+0.0000 to +0.0000) | no difference seen |" in table
+    other = Outcomes("another set", found.ids, found.groups, found.tokens, found.artifacts)
+    with pytest.raises(Refusal, match="different test rows"):
+        compare.differences(found, other)
+    longer = Outcomes(found.test_set, found.ids, found.groups, [3] * 6, found.artifacts)  # another tokenizer
+    assert {one.measure for one in compare.differences(found, longer)} == {"execution_accuracy", "stop_rate"}
+
+
+def test_gates_hold_at_their_limit_and_break_beyond_it():
+    metrics = {
+        "adapter": {"execution_accuracy": 0.57, "loss": 0.2},
+        "merged": {"execution_accuracy": 0.56, "loss": 0.25, "same_top_token": 0.99},
+    }
+    limits = {
+        "execution_accuracy_drop_from_adapter": 0.01,
+        "loss_rise_from_adapter": 0.04,
+        "same_top_token": 0.995,
+        "loss": 0.3,
+        "valid_sql": 0.5,
+    }
+    checked = gates.check({"merged": limits}, metrics)
+    assert [gate.holds for gate in checked] == [True, False, False, True, False]
+    assert [gate.sign for gate in checked] == ["<=", "<=", ">=", "<=", ">="]
+    assert checked[1].margin == pytest.approx(-0.01)
+    assert math.isnan(checked[4].margin)  # never measured
