@@ -1,10 +1,13 @@
 """What a team does with the pipeline: sweeps, a report for each pull request, one run at a time in a checkout."""
 
 import json
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -153,9 +156,10 @@ def test_a_report_shows_what_a_branch_changes(branch):
     assert done.returncode == 0, done.stderr
     assert "dvc.lock: current" in page
     assert "gates: all 1 hold" in page
-    better = next(line for line in page.splitlines() if line.startswith("| Q8_0     | execution accuracy"))
-    assert "25.0% |  75.0% | +50.0 (" in better
-    assert "better" in better
+    line = next(line for line in page.splitlines() if line.startswith("| Q8_0     | execution accuracy"))
+    _, _, _, before, after, change, verdict, _ = (cell.strip() for cell in line.split("|"))
+    assert (before, after, verdict) == ("25.0%", "75.0%", "better")
+    assert change.startswith("+50.0 (+")
     assert "```mermaid" in page
     assert page.count("    line [") == 2
 
@@ -167,8 +171,7 @@ def test_a_report_fails_on_a_stale_lock_and_a_broken_gate_and_names_them(branch)
     done, page = report(branch)
     assert done.returncode == 1
     assert done.stderr == (
-        "error: dvc.lock is stale (fetch-base): run `make repro` and commit what it changes; "
-        "broken gates: Q8_0.loss\n"
+        "error: dvc.lock is stale (fetch-base): run `make repro` and commit what it changes; broken gates: Q8_0.loss\n"
     )
     assert "**stale**, would run fetch-base" in page
     assert "**broken**: Q8_0.loss" in page
@@ -249,3 +252,177 @@ def test_a_second_run_in_a_checkout_says_that_the_first_is_running(small):
     )
     assert "fetch-base" in first.communicate()[0]
     assert first.returncode == 0
+
+
+# The whole, on the tiny model
+
+
+def stage_runs(text: str) -> Counter:
+    return Counter(re.findall(r"Running stage '(.+)':", text))
+
+
+def runs_of_experiments(folder: Path) -> Counter:
+    """How often DVC ran each stage in the queue's experiments, by their logs."""
+    logs = (folder / ".dvc/tmp/exps/run").glob("*/*.out")
+    return sum((stage_runs(log.read_text()) for log in logs), Counter())
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_each_stage_once_names_what_fails_and_goes_on_after_a_stop(tmp_path, tiny_model):
+    """Three layer choices, one of which fails, by two answer lengths: three trainings for six experiments."""
+    folder = tmp_path / "sweep"
+    make_repository(folder, tiny_model)
+    keep_stages(folder, "fetch-base", "prepare-dataset", "quantize-load-train", "evaluate", "report")
+    for name, value in {"artifacts": ["base", "adapter"], "max_new_tokens": 4, "gates": {}}.items():
+        set_param(folder, f"evaluate.{name}", value)
+    set_param(folder, "train.max_steps", 2)
+    git(folder, "rm", "-q", "--cached", "data/raw/text2sql.jsonl")
+    dvc(folder, "add", "-q", "data/raw/text2sql.jsonl")  # ignored by Git: the experiments' copies get it from DVC
+    git(folder, "add", ".")
+    git(folder, "commit", "-qm", "settings")
+    head = git(folder, "rev-parse", "HEAD")
+    command = ["stages.sweep", "lora.target_modules=[q_proj],[v_proj],[nothing]", "evaluate.max_new_tokens=3,4"]
+    command += ["--workers", "2"]
+
+    first = subprocess.Popen(
+        [sys.executable, "-m", *command], cwd=folder, env=environment(), stdout=subprocess.PIPE, text=True
+    )
+    output = ""
+    while " done in " not in output:
+        line = first.stdout.readline()
+        assert line, output
+        output += line
+    first.send_signal(signal.SIGTERM)
+    output += first.communicate()[0]
+    assert first.returncode == 1
+    shared = stage_runs(output)
+    assert shared == Counter(["fetch-base", "prepare-dataset"])
+    assert not python(folder, "dvc", "queue", "status").stdout.count("Queued")
+    finished = dvc(folder, "exp", "list", "--name-only").split()
+    assert finished
+
+    second = python(folder, *command)
+    assert second.returncode == 1
+    assert stage_runs(second.stdout) == Counter()
+    assert "2 of 6 experiments failed" in second.stderr
+    for tokens in (3, 4):
+        assert (
+            f"target_modules=nothing_max_new_tokens={tokens}: lora.target_modules: this model has no" in second.stderr
+        )
+    assert Path(folder / re.search(r"log: (\S+)", second.stderr)[1]).is_file()
+    names = dvc(folder, "exp", "list", "--name-only").split()
+    assert len(names) == 4
+    assert set(finished) < set(names)
+    runs = runs_of_experiments(folder)
+    assert runs.keys().isdisjoint({"fetch-base", "prepare-dataset"})
+    assert runs["evaluate@base"] == 2  # one for each answer length
+    table = (folder / "results/sweep/table.md").read_text()
+    assert all(name in table for name in names)
+    assert "execution_accuracy.adapter" in table
+    assert (folder / "results/sweep/lora.target_modules.svg").read_text().startswith("<?xml")
+    assert git(folder, "rev-parse", "HEAD") == head
+    assert not list(folder.glob(".dvc/tmp/exps/tmp*"))
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """A bucket on a server of S3 on loopback, as (address of the server, options for boto3); signed in to."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "team")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    url = "http://{}:{}".format(*server.get_host_and_port())
+    client = boto3.client("s3", endpoint_url=url)
+    client.create_bucket(Bucket="models")
+    yield url, client
+    server.stop()
+
+
+def stored(client) -> set[str]:
+    """The MD5 sums of what the bucket holds."""
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket="models")
+    keys = [item["Key"] for page in pages for item in page.get("Contents", [])]
+    return {"".join(key.split("/")[-2:]) for key in keys}
+
+
+def locked(folder: Path) -> dict[str, str]:
+    """Output -> its MD5 sum in dvc.lock."""
+    stages = YAML(typ="safe").load(folder / "dvc.lock")["stages"].values()
+    return {out["path"]: out["md5"] for stage in stages for out in stage["outs"]}
+
+
+@pytest.mark.slow
+def test_a_team_shares_what_one_of_them_trained(tmp_path, tiny_model, bucket, monkeypatch):
+    """From experiment to pull request in one checkout; its model in others that have no GPU, base model or cache."""
+    url, client = bucket
+    ours, origin = tmp_path / "ours", tmp_path / "origin.git"
+    make_repository(ours, tiny_model)
+    shutil.copy(ROOT / "Makefile", ours)
+    edit_yaml(ours / "dvc.yaml", lambda content: content["artifacts"]["served-model"].update(path="models/Q8_0"))
+    set_param(ours, "evaluate.artifacts", ["base", "Q8_0"])
+    dvc(ours, "remote", "add", "--default", "team", "s3://models/cache")
+    dvc(ours, "remote", "modify", "team", "endpointurl", url)
+    dvc(ours, "repro")
+    git(ours, "add", ".")
+    git(ours, "commit", "-qm", "first run")
+    git(ours, "branch", "-M", "main")
+    git(tmp_path, "clone", "-q", "--bare", str(ours), str(origin))
+    git(ours, "remote", "add", "origin", str(origin))
+    git(ours, "fetch", "-q")
+
+    # Two experiments: one becomes a commit, the other leaves no trace.
+    dvc(ours, "exp", "run", "--temp", "--name", "worse", "-S", "train.learning_rate=1e-7")
+    dvc(ours, "exp", "run", "--temp", "--name", "better", "-S", "lora.r=4")
+    assert git(ours, "status", "--porcelain") == ""
+    dvc(ours, "exp", "apply", "better")
+    git(ours, "checkout", "-qb", "rank-4")
+    git(ours, "commit", "-qam", "Rank 4")
+    dvc(ours, "exp", "remove", "worse", "better")
+    assert "refs/exps/" not in git(ours, "for-each-ref").replace("refs/exps/exec", "")
+    assert git(ours, "log", "--all", "--format=%s").split("\n")[:2] == ["Rank 4", "first run"]
+    dvc(ours, "push")
+    dvc(ours, "push", "--run-cache")
+    git(ours, "push", "-q", "origin", "rank-4")
+    here = python(ours, "stages.pr_report", "--base", "origin/main", "--output", "report.md")
+    assert here.returncode == 0, here.stderr
+
+    # The remote holds what is expensive or served; what is rebuilt from it stays away.
+    sums, there = locked(ours), stored(client)
+    assert {name for name in sums if name.startswith("models/") and sums[name] in there} == {
+        "models/base",
+        "models/adapter",
+        "models/Q8_0",
+    }
+
+    # A colleague: the trained model without training it.
+    theirs = tmp_path / "theirs"
+    git(tmp_path, "clone", "-q", "--branch", "rank-4", str(origin), str(theirs))
+    assert stage_runs(dvc(theirs, "repro", "--pull", "--allow-missing")) == Counter()
+    dvc(theirs, "pull", "models/adapter")
+    adapter = "models/adapter/adapter_model.safetensors"
+    assert (theirs / adapter).read_bytes() == (ours / adapter).read_bytes()
+
+    # A laptop: the served file and nothing else.
+    laptop = tmp_path / "laptop"
+    git(tmp_path, "clone", "-q", str(origin), str(laptop))
+    make = ["make", "--assume-old", ".venv/light", "pull-model", "TYPE=Q8_0", "REV=origin/rank-4"]
+    subprocess.run(make, cwd=laptop, env=environment(), check=True)
+    assert (laptop / "served/Q8_0/model.gguf").read_bytes() == (ours / "models/Q8_0/model.gguf").read_bytes()
+    assert not (laptop / "models").exists()
+    make[-2] = "TYPE=Q2_K"
+    missing = subprocess.run(make, cwd=laptop, env=environment(), capture_output=True, text=True)
+    assert "error: origin/rank-4 has no models/Q2_K" in missing.stderr
+
+    # A reviewer's machine that may read no bucket.
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    reviewer = tmp_path / "reviewer"
+    git(tmp_path, "clone", "-q", "--branch", "rank-4", str(origin), str(reviewer))
+    done = python(reviewer, "stages.pr_report", "--base", "origin/main", "--output", "report.md")
+    assert done.returncode == 0, done.stderr
+    page = (reviewer / "report.md").read_text()
+    assert page == (ours / "report.md").read_text()
+    assert "| params.yaml | lora.r" in page
