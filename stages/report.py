@@ -65,11 +65,12 @@ def main() -> None:
             metrics[step.after] |= {name: round(interval.value, 5) for name, interval in step.distances.items()}
     checked = gates.check(params.evaluate.gates, metrics)
 
-    log = Path("results/train/log.csv").read_text()
+    with Path("results/train/log.csv").open(newline="") as file:
+        log = list(csv.DictReader(file))
     score = "execution_accuracy" if params.data.task == "text-to-sql" else "next_token_accuracy"
     write_json(Path("metrics/summary.json"), summarize(metrics, training, data, checked, score))
     outcomes.write(found)
-    write_text(Path("plots/loss.csv"), log)
+    write_csv(Path("plots/loss.csv"), loss_lines(log))
     write_csv(Path("plots/artifacts.csv"), artifact_lines(metrics, found, score))
     write_csv(Path("plots/outcomes.csv"), outcome_lines(predictions))
     text = [
@@ -184,6 +185,16 @@ def summarize(metrics: dict[str, dict], training: dict, data: dict, checked: lis
     }
 
 
+def loss_lines(log: list[dict[str, str]]) -> list[dict]:
+    """One line for each loss in the log: every step has one of its batch, some have one of the validation rows."""
+    return [
+        {"step": line["step"], "split": split, "loss": round(float(line[column]), 5)}
+        for split, column in (("training", "loss"), ("validation", "eval_loss"))
+        for line in log
+        if line[column]
+    ]
+
+
 def artifact_lines(metrics: dict[str, dict], found: Outcomes, score: str) -> list[dict]:
     """One line an artifact, for the plots of quality by artifact and by size; low and high end the score's interval."""
     lines = []
@@ -250,7 +261,8 @@ def plain_table(metrics: dict[str, dict], columns: Mapping[str, str], found: Out
         text = show(name, metrics[artifact][name])
         if found and name in ("execution_accuracy", "loss") and found.has(artifact, name):
             interval = found.interval(artifact, name)
-            text += f" ({show(name, interval.low)} to {show(name, interval.high)})" if interval.low < math.inf else ""
+            if interval.low < interval.high:
+                text += f" ({show(name, interval.low)} to {show(name, interval.high)})"
         return text
 
     return table(["artifact", *columns], [[name, *(cell(name, key) for key in columns.values())] for name in metrics])
@@ -301,10 +313,10 @@ def limit(gate: Checked) -> str:
     return f"{gate.sign} {gate.limit:g}"
 
 
-def training_section(training: dict, log: str) -> list[str]:
-    lines = [line for line in csv.DictReader(log.splitlines()) if line["eval_loss"]]
+def training_section(training: dict, log: list[dict[str, str]]) -> list[str]:
+    lines = [line for line in log if line["eval_loss"]]
     picked = sorted({round(at * (len(lines) - 1) / (LOSSES - 1)) for at in range(LOSSES)}) if lines else []
-    trained = {line["step"]: line["loss"] for line in csv.DictReader(log.splitlines()) if line["loss"]}
+    trained = {line["step"]: line["loss"] for line in log if line["loss"]}
     rows = [
         [lines[at]["step"], number(float(trained.get(lines[at]["step"], "nan"))), number(float(lines[at]["eval_loss"]))]
         for at in picked
@@ -373,6 +385,8 @@ def show(name: str, value: float | None) -> str:
     """A metric's value as a person reads it."""
     if value is None or math.isnan(value):
         return "-"
+    if name in COST.values():
+        return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
     return f"{value:.1%}" if name in SHARES else number(value)
 
 

@@ -84,11 +84,11 @@ def test_an_artifact_that_is_not_there_names_what_makes_it(workspace):
 
 
 def test_the_table_has_a_column_for_each_measure_that_all_artifacts_have():
-    common = {"loss": 0.1234, "stop_rate": 1.0, "tokens_per_second": 1234.5, "size_mb": 269.06}
+    common = {"loss": 0.1234, "stop_rate": 1.0, "tokens_per_second": 1234.6, "size_mb": 269.06}
     metrics = {"base": common | {"execution_accuracy": 0.0}, "Q8_0": common}
     head, rule, base, _ = report.plain_table(metrics, report.QUALITY | report.COST).splitlines()
     assert [cell.strip() for cell in head.strip("|").split("|")] == ["artifact", "loss", "stops", "MB", "tokens/s"]
-    assert [cell.strip() for cell in base.strip("|").split("|")] == ["base", "0.123", "100.0%", "269.1", "1,234.5"]
+    assert [cell.strip() for cell in base.strip("|").split("|")] == ["base", "0.123", "100.0%", "269", "1,235"]
     assert len(rule) == len(head)
 
 

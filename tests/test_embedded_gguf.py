@@ -1,0 +1,166 @@
+"""The embedded model, really quantized: llama.cpp's own figures against ours, and an importance matrix of noise."""
+
+import json
+import re
+import shutil
+import subprocess
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGUFReader
+from transformers import AutoModelForCausalLM
+
+from stages import base_model, chat, convert_gguf, distance, evaluate, gates, hf_inference, llama_cpp
+from stages.chat import Encoded
+from stages.distance import Top
+from stages.hf_inference import Score
+from stages.params import EMBEDDED, Model
+
+REPO = Path(__file__).parents[1]
+SYSTEM = "Write one SQLite query that answers the question."
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    return base_model.fetch(Model(id=EMBEDDED))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    return chat.load_tokenizer(folder)
+
+
+@pytest.fixture(scope="module")
+def conversations() -> list[list[dict[str, str]]]:
+    with (REPO / "data/raw/text2sql.jsonl").open() as lines:
+        rows = [json.loads(line) for line in islice(lines, 0, 720, 40)]
+    return [
+        [
+            {"role": "system", "content": SYSTEM},
+            {"role": "user", "content": f"{row['context']}\n\n{row['question']}"},
+            {"role": "assistant", "content": row["answer"]},
+        ]
+        for row in rows
+    ]
+
+
+@pytest.fixture(scope="module")
+def scored_rows(folder, tokenizer, conversations) -> list[Encoded]:
+    """Rows to score: others than the importance matrix is measured on."""
+    stops = chat.stop_ids(tokenizer, folder)
+    return [chat.encode(tokenizer, messages, stops) for messages in conversations[:6]]
+
+
+@pytest.fixture(scope="module")
+def bf16(folder, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("embedded") / "model.gguf"
+    llama_cpp.convert(folder, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def matrix(bf16, tokenizer, conversations) -> Path:
+    path = bf16.with_name("imatrix.gguf")
+    convert_gguf.measure_importance(bf16, tokenizer, conversations[6:], path)
+    return path
+
+
+def quantize(bf16: Path, matrix: Path, name: str) -> Path:
+    path = bf16.with_name(f"{name}.gguf")
+    llama_cpp.quantize(bf16, path, "Q4_K_M", matrix)
+    return path
+
+
+@pytest.fixture(scope="module")
+def good(bf16, matrix) -> Path:
+    return quantize(bf16, matrix, "good")
+
+
+def score(gguf: Path, rows: list[Encoded]) -> list[Score]:
+    """As `evaluate` scores a GGUF."""
+    with llama_cpp.Server(gguf, context=300, slots=1, threads=1) as server:
+        scores = []
+        for row in rows:
+            supervised = [at for at, label in enumerate(row.labels) if label != chat.IGNORED]
+            gold = [row.input_ids[at] for at in supervised]
+            scores.append(evaluate.gguf_score(server.score(row.input_ids, supervised, distance.COUNT), gold))
+    return scores
+
+
+def join(scores: list[Score]) -> Top:
+    return Top(np.concatenate([one.top.ids for one in scores]), np.concatenate([one.top.logprobs for one in scores]))
+
+
+@pytest.fixture(scope="module")
+def reference(bf16, scored_rows) -> list[Score]:
+    return score(bf16, scored_rows)
+
+
+def test_perplexity_of_bf16_gguf_and_transformers_agree(folder, reference, scored_rows):
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    expected = hf_inference.score(model, scored_rows, lambda done: None)
+    loss, wanted = (
+        sum(row.nll for row in scores) / sum(row.tokens for row in scores) for scores in (reference, expected)
+    )
+    print(
+        "ppl",
+        np.exp(loss),
+        np.exp(wanted),
+        distance.same_top(join(expected), join(reference)).mean(),
+        distance.kl_divergence(join(expected), join(reference)).mean(),
+    )
+    assert abs(np.exp(loss - wanted) - 1) < 0.005
+    assert distance.same_top(join(expected), join(reference)).mean() > 0.97
+    assert distance.kl_divergence(join(expected), join(reference)).mean() < 0.002
+
+
+def test_an_importance_matrix_of_noise_breaks_a_gate_that_the_real_one_holds(
+    bf16, matrix, good, reference, scored_rows
+):
+    noise = bf16.with_name("noise.gguf")
+    shutil.copy(matrix, noise)
+    reader, random = GGUFReader(noise, "r+"), np.random.default_rng(0)
+    for tensor in reader.tensors:
+        if tensor.name.endswith(".in_sum2"):
+            tensor.data[:] = 10 ** random.uniform(-6, 6, tensor.data.shape)
+    reader.data.flush()
+
+    def held(path: Path) -> bool:
+        quantized = join(score(path, scored_rows))
+        metrics = {
+            "same_top_token": distance.same_top(join(reference), quantized).mean(),
+            "kl_mean": distance.kl_divergence(join(reference), quantized).mean(),
+        }
+        print(path.name, metrics)
+        (gate,) = gates.check({"Q4_K_M": {"kl_mean": 0.08}}, {"Q4_K_M": metrics})
+        return gate.holds
+
+    assert held(good)
+    assert not held(quantize(bf16, noise, "bad"))
+
+
+def test_divergence_is_what_llama_perplexity_calls_it(bf16, good, conversations, tmp_path):
+    """On its own terms: chunks of 64 ids of running text, the second half of each counted."""
+    text = tmp_path / "text"
+    text.write_text("\n".join(message["content"] for messages in conversations for message in messages[1:]))
+    tool, saved = str(llama_cpp.find().perplexity), str(tmp_path / "logits")
+    options = ["--ctx-size", "64", "--threads", "1", "--kl-divergence-base", saved]
+    first = [tool, "--model", str(bf16), "--file", str(text), "--chunks", "4", *options]
+    subprocess.run(first, check=True, capture_output=True)
+    second = [tool, "--model", str(good), *options, "--kl-divergence"]
+    printed = subprocess.run(second, check=True, capture_output=True, text=True).stdout
+    mean = float(re.search(r"Mean +KLD: +(\S+)", printed)[1])
+    same = float(re.search(r"Same top p: +(\S+)", printed)[1]) / 100
+
+    with open(saved, "rb") as file:  # "_logits_", tokens a chunk, size of the vocabulary, chunks, all ids
+        assert file.read(8) == b"_logits_"
+        length, _, chunks = np.fromfile(file, np.int32, 3)
+        ids = np.fromfile(file, np.int32, length * chunks).reshape(chunks, length)
+    rows = [Encoded(row.tolist(), [-100] * (length // 2 + 1) + row[length // 2 + 1 :].tolist()) for row in ids]
+    tops = [join(score(path, rows)) for path in (bf16, good)]
+    print("kld", mean, distance.kl_divergence(*tops).mean(), same, distance.same_top(*tops).mean())
+    assert distance.kl_divergence(*tops).mean() == pytest.approx(mean, rel=0.1)
+    assert distance.same_top(*tops).mean() == pytest.approx(same, abs=0.03)
