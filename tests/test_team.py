@@ -396,8 +396,7 @@ def test_a_team_shares_what_one_of_them_trained(tmp_path, tiny_model, bucket, mo
     git(ours, "checkout", "-qb", "rank-4")
     git(ours, "commit", "-qam", "Rank 4")
     dvc(ours, "exp", "remove", "worse", "better")
-    assert "refs/exps/" not in git(ours, "for-each-ref").replace("refs/exps/exec", "")
-    assert git(ours, "log", "--all", "--format=%s").split("\n")[:2] == ["Rank 4", "first run"]
+    assert git(ours, "log", "--all", "--format=%s").splitlines() == ["Rank 4", "first run", "start"]
     dvc(ours, "push")
     dvc(ours, "push", "--run-cache")
     git(ours, "push", "-q", "origin", "rank-4")
@@ -419,6 +418,12 @@ def test_a_team_shares_what_one_of_them_trained(tmp_path, tiny_model, bucket, mo
     dvc(theirs, "pull", "models/adapter")
     adapter = "models/adapter/adapter_model.safetensors"
     assert (theirs / adapter).read_bytes() == (ours / adapter).read_bytes()
+
+    # One more type there: merged again from the pulled adapter, as neither `merged` nor `bf16` was pushed.
+    shutil.copytree(tiny_model, theirs / "tiny")
+    set_param(theirs, "gguf.types", ["Q8_0", "Q4_0"])
+    rebuilt = stage_runs(dvc(theirs, "repro", "--pull"))
+    assert rebuilt == Counter(["merge", "convert-gguf", "quantize-gguf@Q4_0"])
 
     # A laptop: the served file and nothing else.
     laptop = tmp_path / "laptop"
