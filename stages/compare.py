@@ -52,11 +52,15 @@ def load(revision: str | None) -> Outcomes:
             raise Refusal(f"{outcomes.PATH} is missing; run `dvc repro`")
         return outcomes.parse(outcomes.PATH.read_text(encoding="utf-8"))
     import dvc.api  # takes a second
-    from dvc.exceptions import DvcException
+    from dvc.exceptions import DvcException, PathMissingError
     from scmrepo.exceptions import SCMError
 
     try:
         text = dvc.api.read(str(outcomes.PATH), repo=str(Path.cwd()), rev=revision, encoding="utf-8")
+    except (PathMissingError, FileNotFoundError):
+        raise Refusal(
+            f"{revision} has no {outcomes.PATH}: its `report` did not run, or is older than that file"
+        ) from None
     except (DvcException, SCMError, OSError) as error:
         raise Refusal(f"{revision}: {outcomes.PATH} cannot be read there ({error})") from None
     try:

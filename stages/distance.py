@@ -14,7 +14,7 @@ import numpy as np
 
 from stages.outputs import write_bytes
 
-COUNT = 64  # ids kept a token; of a fine-tuned model's probability they leave out less than a thousandth
+COUNT = 64  # ids kept a token; all others hold 0.2 % of the probability after fine-tuning on SQL, 3 % before
 SMALLEST = 1e-7  # probability: less is rounding error of what was summed
 BLOCK = 1024  # tokens compared at once
 

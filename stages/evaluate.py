@@ -153,9 +153,7 @@ def run_gguf(gguf: Path, rows: list[chat.Encoded], params: Params) -> Results:
         waited = [first_token(row) for row in rows[:1] + rows[:TIMED_PROMPTS]]
         work = pool.map(answer_and_score, rows)
         results = list(tqdm(work, total=len(rows), desc="answering and scoring tokens", unit=" rows"))
-        taken = free - torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
-        on_gpu = taken > gguf.stat().st_size / 2
-        peak = taken if on_gpu else peak_memory(server.pid)
+        peak = free - torch.cuda.mem_get_info()[0] if uses_gpu(server.pid) else peak_memory(server.pid)
     answers, scores, seconds = (list(column) for column in zip(*results, strict=True))
     return Results(answers, scores, sum(seconds) / SLOTS, statistics.median(waited[1:]), peak)
 
@@ -167,6 +165,14 @@ def gguf_score(tokens: list[Scored], gold: list[int]) -> Score:
     top1 = int((ids[:, 0] == gold).sum())
     nll = -sum(token.logprob for token in tokens)
     return Score(len(gold), nll, top1, Top(ids, top[:, :, 1].astype(np.float32)))
+
+
+def uses_gpu(pid: int) -> bool:
+    """Whether a process has an NVIDIA device open: a llama.cpp built with CUDA keeps the whole model there."""
+    try:
+        return "/dev/nvidia" in Path(f"/proc/{pid}/maps").read_text() and torch.cuda.is_available()
+    except OSError:
+        return False
 
 
 def peak_memory(pid: int) -> int | None:

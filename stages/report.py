@@ -358,7 +358,7 @@ def answer_section(rows: list[dict], predictions: dict[str, list[dict]]) -> list
     lines = ["## Answers to read", "", "Rows on which the artifacts disagree most come first.", ""]
     for at in telling(predictions)[:MOST_ANSWERS]:
         question, gold = rows[at]["messages"][-2:]
-        lines += [f"### {rows[at]['id']}", "", "```", question["content"], "```", ""]
+        lines += [f"### {rows[at]['id']}", "", "````", question["content"], "````", ""]
         lines += [f"gold: `{one_line(gold['content'])}`", ""]
         for name, answers in predictions.items():
             lines.append(f"- {name}, {describe(answers[at])}: `{one_line(answers[at]['answer'])}`")
