@@ -23,7 +23,7 @@ from stages.console import Refusal, run_stage
 from stages.gates import Checked
 from stages.markdown import table
 from stages.outputs import write_text
-from stages.params import Params, load_params
+from stages.params import DISTANCES, Params, load_params
 from stages.report import change, gate_table, number, show
 
 MARK = "<!-- pr_report -->"  # by which the comment is found again
@@ -50,7 +50,7 @@ def main() -> None:
         f"- gates: {verdict(checked, broken)}\n",
         *section("Parameters", dvc_table("params", base)),
         *score_section(params, base, before, after),
-        *section("Gates", gate_table(checked) if checked else None),
+        *(section("Gates", gate_table(checked)) if checked else []),
         *section("Served files", served_table(params, before, after)),
         *section("Training loss", loss_chart(before("plots/loss.csv"), after("plots/loss.csv"))),
     ]
@@ -105,9 +105,7 @@ def artifact_metrics(artifact: str, read: Reader) -> dict[str, float]:
     """What an artifact measured; with its distance to the one it was made from, which the summary holds."""
     metrics = json.loads(read(f"metrics/{artifact}.json") or "{}")
     summary = json.loads(read("metrics/summary.json") or "{}")
-    distances = {
-        name: summary[name][artifact] for name in ("kl_mean", "same_top_token") if artifact in summary.get(name, {})
-    }
+    distances = {name: summary[name][artifact] for name in DISTANCES if artifact in summary.get(name, {})}
     return metrics | distances
 
 
@@ -147,7 +145,7 @@ def score_section(params: Params, base: str, before: Reader, after: Reader) -> l
                 for name in ("execution_accuracy", "loss", "next_token_accuracy", "stop_rate")
                 if name in new
             ]
-        return section("Scores", f"{table(heads, rows, left=2)}\n\nNo intervals: {refusal}.")
+        return section("Scores", f"{table(heads, rows, left=2)}\n\nNo intervals: {refusal}.".replace(base, base[:7]))
     score = next(
         name for name in ("execution_accuracy", "next_token_accuracy") if any(d.measure == name for d in found)
     )

@@ -173,7 +173,7 @@ def measure_distances(before: distance.Top, after: distance.Top, found: Outcomes
 
 def summarize(metrics: dict[str, dict], training: dict, data: dict, checked: list[Checked], score: str) -> dict:
     """What a pull request should show: few numbers, no timings."""
-    shown = (score, "loss", "stop_rate", "size_mb", "kl_mean", "same_top_token")
+    shown = (score, "loss", "stop_rate", "size_mb", *DISTANCES)
     per_artifact = {
         metric: {name: values[metric] for name, values in metrics.items() if metric in values} for metric in shown
     }
