@@ -52,7 +52,7 @@ def main() -> None:
         *score_section(params, base, before, after),
         *(section("Gates", gate_table(checked)) if checked else []),
         *section("Served files", served_table(params, before, after)),
-        *section("Training loss", loss_chart(before("plots/loss.csv"), after("plots/loss.csv"))),
+        *section("Training loss", loss_chart(before, after)),
     ]
     write_text(arguments.output, "\n".join(page))
     print(f"written: {arguments.output}")
@@ -188,15 +188,16 @@ def served_table(params: Params, before: Reader, after: Reader) -> str | None:
     return table(["GGUF", *SERVED.values()], rows) + "\n\nSpeed is of the machines that ran it, which may differ."
 
 
-def loss_chart(before: str | None, after: str | None) -> str | None:
+def loss_chart(before: Reader, after: Reader) -> str | None:
     """The loss curves as a Mermaid chart: GitHub draws it in comments, where it takes no pictures of a workflow."""
-    curves = [curve for curve in (loss_curve(before), loss_curve(after)) if curve]
-    if not curves:
+    drawn = {"grey: before": loss_curve(before("plots/loss.csv")), "blue: after": loss_curve(after("plots/loss.csv"))}
+    drawn = {name: curve for name, curve in drawn.items() if curve}
+    if not drawn:
         return None
+    curves = list(drawn.values())
     values = [value for curve in curves for value in curve]
-    names = ["grey: before", "blue: after"] if before and after else ["grey: before" if before else "blue: after"]
     palette = {"grey": "#8c959f", "blue": "#0969da"}
-    colors = ", ".join(palette[name.partition(":")[0]] for name in names)
+    colors = ", ".join(palette[name.partition(":")[0]] for name in drawn)
     lines = [f"    line [{', '.join(f'{value:.4g}' for value in curve)}]" for curve in curves]
     return "\n".join(
         [
@@ -207,14 +208,19 @@ def loss_chart(before: str | None, after: str | None) -> str | None:
             f'    y-axis "loss" {min(0, *values):.4g} --> {max(values):.4g}',
             *lines,
             "```",
-            f"\n{'; '.join(names)}.",
+            f"\n{'; '.join(drawn)}. Validation loss at the end: {last_loss(before)} → {last_loss(after)}.",
         ]
     )
 
 
+def last_loss(read: Reader) -> str:
+    return number(json.loads(read("metrics/summary.json") or "{}").get("train", {}).get("validation_loss"))
+
+
 def loss_curve(text: str | None) -> list[float]:
     """The training loss at POINTS even distances, each the mean of what lies around it; [] if there is no curve."""
-    losses = [float(line["loss"]) for line in csv.DictReader(io.StringIO(text or "")) if line["loss"]]
+    lines = csv.DictReader(io.StringIO(text or ""))
+    losses = [float(line["loss"]) for line in lines if line.get("split", "training") == "training" and line["loss"]]
     edges = [round(at * len(losses) / POINTS) for at in range(POINTS + 1)]
     parts = [losses[begin : max(end, begin + 1)] for begin, end in itertools.pairwise(edges)]
     return [mean(part) for part in parts if part]

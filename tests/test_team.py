@@ -131,13 +131,13 @@ def write_metrics(folder: Path, right: int, loss: float) -> None:
     one = {"execution_accuracy": right / ROWS, "loss": loss, "size_mb": 5.2, "tokens_per_second": 50.0}
     for name in names:
         write_json(folder / f"metrics/{name}.json", one)
-    write_json(folder / "metrics/summary.json", {"kl_mean": {"Q8_0": 0.01}})
+    write_json(folder / "metrics/summary.json", {"train": {"validation_loss": loss}})
     groups, ones = list(range(ROWS)), [1] * ROWS
     rows = Outcomes("rows", [str(row) for row in groups], groups, ones, dict.fromkeys(names, columns))
     outcomes.write(rows, folder / outcomes.PATH)
     (folder / "plots").mkdir(exist_ok=True)
-    curve = "".join(f"{step},{loss + 1 / step},\n" for step in range(1, 200))
-    (folder / "plots/loss.csv").write_text(f"step,loss,eval_loss\n{curve}")
+    curve = "".join(f"{step},training,{loss + 1 / step}\n" for step in range(1, 200))
+    (folder / "plots/loss.csv").write_text(f"step,split,loss\n{curve}199,validation,9.0\n")
 
 
 @pytest.fixture
@@ -168,6 +168,7 @@ def test_a_report_shows_what_a_branch_changes(branch):
     assert change.startswith("+50.0 (+")
     assert "```mermaid" in page
     assert page.count("    line [") == 2
+    assert "Validation loss at the end: 0.400 → 0.300." in page
 
 
 def test_a_report_fails_on_a_stale_lock_and_a_broken_gate_and_names_them(branch):
