@@ -53,6 +53,8 @@ def main() -> None:
     parser.add_argument("grid", nargs="+", metavar="PARAMETER=VALUE,VALUE", help="such as lora.r=8,16,64")
     parser.add_argument("--workers", type=int, help="experiments at once; default: one a GPU, one on a CPU")
     arguments = parser.parse_args()
+    if arguments.workers is not None and arguments.workers < 1:
+        parser.error("--workers must be at least 1")
 
     artifact = load_params().evaluate.artifacts[-1]
     lock = one_run.hold("make sweep")  # the queue's workers inherit it
@@ -181,8 +183,8 @@ def worker_devices(workers: int | None) -> list[str | None]:
     """For each worker the GPU that it sees; None on a CPU."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None and shutil.which("nvidia-smi"):
-        query = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]  # a number means other GPUs to CUDA
-        visible = ",".join(subprocess.run(query, capture_output=True, text=True).stdout.split())
+        query = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]  # CUDA numbers them otherwise
+        visible = ",".join(re.findall(r"^GPU-\S+", subprocess.run(query, capture_output=True, text=True).stdout, re.M))
     devices = visible.split(",") if visible else [None]
     return list(itertools.islice(itertools.cycle(devices), workers or len(devices)))
 
@@ -234,6 +236,7 @@ def run_wave(wave: dict[str, Combination], devices: list[str | None], lock: int,
                     for entry in queue.iter_active() if workers else ():
                         if waiting.pop(entry.stash_rev, None):
                             failed[entry.name] = f"its worker was killed; {failure(queue, entry.stash_rev)}"
+                            bar.update()
                     if workers and len(waiting) == left:
                         raise Refusal(f"DVC's queue workers end before they run anything; logs: {OUTPUT}/worker-*.log")
                     left = len(waiting)
