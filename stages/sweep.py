@@ -233,6 +233,7 @@ def run_wave(wave: dict[str, Combination], devices: list[str | None], lock: int,
         try:
             while waiting:
                 if all(worker.poll() is not None for worker in workers):  # none yet, or all have ended
+                    stop(workers)
                     for entry in queue.iter_active() if workers else ():
                         if waiting.pop(entry.stash_rev, None):
                             failed[entry.name] = f"its worker was killed; {failure(queue, entry.stash_rev)}"
@@ -299,13 +300,13 @@ def start_workers(devices: list[str | None], lock: int) -> list[subprocess.Popen
 
 
 def stop(workers: list[subprocess.Popen]) -> None:
-    """End the workers and what they run."""
+    """End the workers and what they run, also what a killed worker has left running."""
     for ending in (signal.SIGTERM, signal.SIGKILL):
-        alive = [worker for worker in workers if worker.poll() is None]
-        for worker in alive:
-            os.killpg(worker.pid, ending)
+        for worker in workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(worker.pid, ending)
         deadline = time.monotonic() + STOP_SECONDS
-        for worker in alive:
+        for worker in workers:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 worker.wait(max(0, deadline - time.monotonic()))
 
