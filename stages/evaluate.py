@@ -194,7 +194,7 @@ def language_metrics(answers: list[Answer], scores: list[Score]) -> dict:
         "perplexity": round(math.exp(loss), 4),
         "next_token_accuracy": round(sum(score.top1 for score in scores) / tokens, 4),
         "stop_rate": round(sum(answer.stopped for answer in answers) / len(answers), 4),
-        "answer_tokens": round(statistics.mean(lengths), 1),
+        "answer_tokens": round(float(np.mean(lengths)), 1),
         "answer_tokens_p50": round(float(np.quantile(lengths, 0.5)), 1),
         "answer_tokens_p95": round(float(np.quantile(lengths, 0.95)), 1),
         "rows": len(answers),

@@ -209,6 +209,10 @@ def test_stages_from_merged_to_quantized(merged, tmp_path, monkeypatch, capsys):
     quantize_gguf.main()
     assert (tmp_path / "models/IQ2_XXS/model.gguf").is_file()
     assert "importance matrix  used" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["quantize_gguf", "--type", "Q4_0-plain"])
+    quantize_gguf.main()
+    assert (tmp_path / "models/Q4_0-plain/model.gguf").is_file()
+    assert "importance matrix  none" in capsys.readouterr().out
 
 
 def test_rows_are_taken_evenly(tmp_path):
