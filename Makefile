@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # The stages run as `python -m stages.NAME`: this puts the environment's python first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup llama.cpp repro sweep pull-model gc test test-all lint doctor clean
+.PHONY: help setup llama.cpp repro sweep pull-model gc test test-slow lint doctor clean
 
 help: ## list the targets
 	@grep -hE '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z.-]+):.*## /  make \1\t/' | expand -t 20
@@ -50,10 +50,10 @@ gc: $(VENV)/installed ## free the cache of what no branch, tag or experiment nee
 	@dvc gc $(KEEP) || [ $$? = 1 ] # 1: answered no
 
 test: setup ## the tests, on a tiny model; no GPU and no hub needed
-	pytest -m "not slow"
-
-test-all: setup ## the slow ones also: a sweep, and a team with a remote on S3
 	pytest
+
+test-slow: setup ## the tests that take minutes: the pipeline killed again and again, a sweep, a team's remote
+	pytest -m slow
 
 lint: $(VENV)/installed ## ruff: style and formatting
 	ruff check .

@@ -237,6 +237,7 @@ def run_wave(wave: dict[str, Combination], devices: list[str | None], lock: int,
                     for entry in queue.iter_active() if workers else ():
                         if waiting.pop(entry.stash_rev, None):
                             failed[entry.name] = f"its worker was killed; {failure(queue, entry.stash_rev)}"
+                            tqdm.write(f"{entry.name} failed: {failed[entry.name]}")
                             bar.update()
                     if workers and len(waiting) == left:
                         raise Refusal(f"DVC's queue workers end before they run anything; logs: {OUTPUT}/worker-*.log")
