@@ -1,5 +1,6 @@
 """What a team does with the pipeline: sweeps, a report for each pull request, one run at a time in a checkout."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -12,13 +13,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 from ruamel.yaml import YAML
 from test_pipeline import dvc, environment, git, make_repository, set_param
 
-from stages import outcomes, sweep
+from stages import base_model, model_card, outcomes, sweep
 from stages.console import Refusal
 from stages.outcomes import Outcomes
 from stages.outputs import write_json
+from stages.params import Model, load_params
 
 ROOT = Path(__file__).parents[1]
 ROWS = 40
@@ -267,6 +270,33 @@ def test_a_second_run_in_a_checkout_says_that_the_first_is_running(small):
     )
     assert "fetch-base" in first.communicate()[0]
     assert first.returncode == 0
+
+
+# The registry
+
+
+def test_the_model_card_names_base_licence_rows_and_parameters(tmp_path, monkeypatch):
+    rows = tmp_path / "data/prepared/train.jsonl"
+    rows.parent.mkdir(parents=True)
+    rows.write_text("rows")
+    monkeypatch.chdir(tmp_path)
+    params = load_params(ROOT / "recipes/llama3-8b-sql.yaml")
+    text = model_card.render(params, {"licence": "llama3"}, {"rows": {"train": 1234}}, ["## Measured", "scores"])
+    card = ModelCard(text)
+    assert card.data.base_model == params.model.id
+    assert card.data.license == "llama3"
+    assert card.data.datasets == [params.data.source]
+    assert params.model.revision in text
+    assert hashlib.sha256(b"rows").hexdigest() in text
+    assert "1,234" in text
+    assert f"| lora.r | {params.lora.r} |" in text
+    assert "served/Q4_K_M/model.gguf" in text
+
+
+@pytest.mark.parametrize(("header", "licence"), [("---\nlicense: mit\n---\n", "mit"), ("# no header\n", None)])
+def test_the_licence_is_what_the_model_names(tmp_path, header, licence):
+    (tmp_path / "README.md").write_text(header)
+    assert base_model.describe(Model(id=str(tmp_path)), tmp_path)["licence"] == licence
 
 
 # The whole, on the tiny model
