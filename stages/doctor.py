@@ -103,7 +103,10 @@ def installed_packages(requirements: Path = Path("requirements.txt")) -> Finding
     if not requirements.is_file():
         return Finding(PROBLEM, "packages", f"there is no {requirements} here", "run this in the repository")
     wrong, count = [], 0
-    for line in requirements.read_text().splitlines():
+    lines = requirements.read_text()
+    for included in re.findall(r"^-r (\S+)", lines, re.MULTILINE):
+        lines += requirements.with_name(included).read_text()
+    for line in lines.splitlines():
         pin = re.match(r"([\w.-]+)(?:\[.*\])?(?:==([\w.!+]+))?", line)
         if not pin:
             continue

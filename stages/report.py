@@ -1,7 +1,7 @@
 """report: what every artifact measures, what each step from base to GGUF cost, and whether the gates hold.
 
-Writes metrics/summary.json, metrics/rows.json and plots/*.csv (Git) and results/report.md; then, if a gate is broken,
-ends with a non-zero status.
+Writes metrics/summary.json, metrics/rows.json and plots/*.csv (Git), results/report.md and results/model_card.md; then,
+if a gate is broken, ends with a non-zero status.
 """
 
 import csv
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages import bootstrap, distance, gates, outcomes
+from stages import bootstrap, distance, gates, model_card, outcomes
 from stages.bootstrap import Interval
 from stages.console import Refusal, run_stage
 from stages.gates import Checked
@@ -84,6 +84,9 @@ def main() -> None:
         *answer_section(rows, predictions),
     ]
     write_text(Path("results/report.md"), "\n".join(text))
+    base = json.loads(Path("models/base/base.json").read_text())
+    measured = [*artifact_section(metrics, found, data), *gate_section(checked)]
+    write_text(Path("results/model_card.md"), model_card.render(params, base, data, ["## Measured\n", *measured]))
     print(f"\nreport\n{quality_table(metrics, found)}\n\n{step_table(steps)}\n")
     if checked:
         print(f"{gate_table(checked)}\n")
@@ -170,7 +173,7 @@ def measure_distances(before: distance.Top, after: distance.Top, found: Outcomes
 
 def summarize(metrics: dict[str, dict], training: dict, data: dict, checked: list[Checked], score: str) -> dict:
     """What a pull request should show: few numbers, no timings."""
-    shown = (score, "loss", "stop_rate", "size_mb", "kl_mean", "same_top_token")
+    shown = (score, "loss", "stop_rate", "size_mb", *DISTANCES)
     per_artifact = {
         metric: {name: values[metric] for name, values in metrics.items() if metric in values} for metric in shown
     }

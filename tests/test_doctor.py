@@ -21,7 +21,8 @@ usage = namedtuple("usage", "total used free")
 @pytest.fixture
 def inside(workspace, monkeypatch):
     """The workspace as current folder, with the repository's requirements."""
-    shutil.copy(REPO / "requirements.txt", workspace.path)
+    for name in ("requirements.txt", "requirements-light.txt"):
+        shutil.copy(REPO / name, workspace.path)
     monkeypatch.chdir(workspace.path)
     return workspace
 
