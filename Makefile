@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # The stages run as `python -m stages.NAME`: this puts the environment's python first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup llama.cpp repro test lint doctor clean
+.PHONY: help setup llama.cpp ui repro serve test lint doctor clean
 
 help: ## list the targets
 	@grep -hE '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z.-]+):.*## /  make \1\t/' | expand -t 20
@@ -28,6 +28,12 @@ llama.cpp: $(VENV)/installed ## llama.cpp's tools: found, or built once into a p
 repro: setup ## run the pipeline: what changed, and what depends on it
 	@python -m stages.params
 	dvc repro
+
+ui: $(VENV)/installed ## llama.cpp's web UI, built once with npm into a per-user cache; for serve
+	@python -m stages.web_ui
+
+serve: setup ## serve the shipped GGUF, OpenAI-compatible; ARGS="--artifact Q8_0 --port 8081" for another
+	@python -m stages.serve $(ARGS)
 
 test: setup ## the tests, on a tiny model; no GPU and no hub needed
 	pytest

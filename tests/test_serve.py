@@ -1,0 +1,304 @@
+"""Serving and asking, with the embedded base model behind the real llama-server."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import openai
+import pytest
+from conftest import REPO, Workspace, refused
+from transformers import AutoTokenizer
+
+from stages import ask, base_model, chat, rows, serving, web_ui
+from stages.console import Refusal
+from stages.outputs import write_json
+from stages.params import EMBEDDED, Model, load_params
+
+QUESTION = [{"role": "user", "content": "CREATE TABLE users (id INTEGER, name TEXT)\n\nHow many users are there?"}]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Workspace:
+    """A folder in which the embedded model, converted, stands where the pipeline would put the bf16 GGUF."""
+    path = tmp_path_factory.mktemp("place")
+    (path / "stages").symlink_to(REPO / "stages")
+    shutil.copy(REPO / "recipes/smollm2-sql.yaml", path / "params.yaml")
+    base = base_model.fetch(Model(id=EMBEDDED))
+    for name in ("base", "bf16"):
+        write_json(path / "models" / name / base_model.RECORD, base_model.describe(Model(id=EMBEDDED), base))
+    place = Workspace(path)
+    place.set({"evaluate.max_new_tokens": 24})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path)
+        (path / "models/bf16/model.gguf").symlink_to(serving.find_gguf("base", load_params()))
+    return place
+
+
+@contextmanager
+def serve(place: Workspace, *options: str, **environment: str) -> Iterator[tuple[str, subprocess.Popen]]:
+    """`python -m stages.serve` on a free port: its URL and its process."""
+    command = [sys.executable, "-m", "stages.serve", "--artifact", "bf16", "--port", "0", "--context", "512", *options]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"} | environment
+    process = subprocess.Popen(command, cwd=place.path, env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        printed = ""
+        while "Ctrl-C" not in printed and (line := process.stdout.readline()):
+            printed += line
+        yield re.search(r"http://\S+:\d+", printed)[0], process
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
+
+
+@pytest.fixture(scope="module")
+def url(place) -> Iterator[str]:
+    with serve(place) as (url, _):
+        yield url
+
+
+@pytest.fixture(scope="module")
+def client(url) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+
+
+def get(url: str, **headers: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers)) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+# What the official client sees
+
+
+def test_chat_streams_what_it_answers(client):
+    whole = client.chat.completions.create(model="bf16", messages=QUESTION, max_tokens=24)
+    pieces = client.chat.completions.create(model="bf16", messages=QUESTION, max_tokens=24, stream=True)
+    texts = [piece.choices[0].delta.content or "" for piece in pieces if piece.choices]
+    assert len(texts) > 3
+    assert "".join(texts) == whole.choices[0].message.content  # greedy without being asked, as `evaluate` is
+    assert whole.usage.completion_tokens <= 24
+
+
+def test_an_answer_ends_at_the_models_stop_token_or_at_the_clients(client):
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Count: one, two, three"}]
+    answer = client.chat.completions.create(model="bf16", messages=messages, max_tokens=200).choices[0]
+    assert answer.finish_reason == "stop"
+    assert "<|im_end|>" not in answer.message.content
+    word = answer.message.content.split()[2]
+    cut = client.chat.completions.create(model="bf16", messages=messages, max_tokens=200, stop=[word]).choices[0]
+    assert cut.finish_reason == "stop"
+    assert cut.message.content == answer.message.content[: answer.message.content.index(word)]
+
+
+def test_an_answer_says_which_model_gave_it_whatever_name_was_asked_for(client):
+    assert [model.id for model in client.models.list()] == ["bf16"]
+    answer = client.chat.completions.create(model="gpt-5", messages=QUESTION, max_tokens=1)
+    assert answer.model == "bf16"
+
+
+def test_too_long_a_prompt_is_refused_with_both_lengths(client):
+    messages = [{"role": "user", "content": "word " * 600}]
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError, match=r"exceeds the available context size \(512 tokens\)"):
+            client.chat.completions.create(model="bf16", messages=messages, stream=stream)
+
+
+def test_health_and_metrics(url, client):
+    assert json.loads(get(f"{url}/health")[1]) == {"status": "ok"}
+    client.chat.completions.create(model="bf16", messages=QUESTION, max_tokens=2)
+    assert re.search(r"llamacpp:tokens_predicted_total [1-9]", get(f"{url}/metrics")[1])
+    assert get(f"{url}/health", Origin="https://elsewhere.example")[0] == 200
+
+
+@pytest.mark.parametrize("system", [None, "Another one."])
+def test_the_recipes_system_prompt_goes_before_a_conversation_that_has_none(url, place, system):
+    data = load_params(place.path / "params.yaml").data
+    own = [{"role": "system", "content": system}] if system else []
+    tokenizer = AutoTokenizer.from_pretrained(base_model.fetch(Model(id=EMBEDDED)))
+    expected = own or [{"role": "system", "content": data.system_prompt}]
+    body = json.dumps({"messages": [*own, *QUESTION]}).encode()
+    with urllib.request.urlopen(f"{url}/apply-template", body) as response:
+        assert json.load(response)["prompt"] == chat.render(tokenizer, [*expected, *QUESTION], prompt=True)
+
+
+def test_a_system_prompt_of_any_characters_is_rendered_as_it_is(place, monkeypatch):
+    monkeypatch.chdir(place.path)
+    prompt = 'it\'s "quoted" \\n {{ braces }} {% raw %}\n\tline 2 </s> é 日本 😀 %}'
+    params, gguf = load_params(), Path("models/bf16/model.gguf")
+    params = params.model_copy(update={"data": params.data.model_copy(update={"system_prompt": prompt})})
+    tokenizer = AutoTokenizer.from_pretrained(base_model.fetch(Model(id=EMBEDDED)))
+    expected = chat.render(tokenizer, [{"role": "system", "content": prompt}, *QUESTION], prompt=True)
+    room = serving.room(gguf, params, context=512, slots=1)
+    with serving.llama_server("bf16", gguf, params, room) as server:
+        body = json.dumps({"messages": QUESTION}).encode()
+        with urllib.request.urlopen(f"{server.url}/apply-template", body) as response:
+            assert json.load(response)["prompt"] == expected
+
+
+def test_served_answers_score_what_evaluate_says_to_the_row(place, client):
+    prepared = place.path / "data/prepared/test.jsonl"
+    prepared.parent.mkdir(parents=True, exist_ok=True)
+    data = load_params(place.path / "params.yaml").data
+    with (REPO / "data/raw/text2sql.jsonl").open() as lines:
+        raw = [json.loads(next(lines)) for _ in range(5)]
+    test_rows = [row | {"id": str(at), "messages": rows.conversation(row, data)} for at, row in enumerate(raw)]
+    prepared.write_text("".join(json.dumps(row) + "\n" for row in test_rows))
+    done = place.run("evaluate", "--artifact", "bf16")
+    assert done.returncode == 0, done.stderr
+    predictions = (place.path / "results/predictions/bf16.jsonl").read_text().splitlines()
+    for row, prediction in zip(test_rows, map(json.loads, predictions), strict=True):
+        # Without the system message: the server knows it.
+        served = client.chat.completions.create(model="bf16", messages=row["messages"][1:-1], max_tokens=24).choices[0]
+        assert served.message.content == prediction["answer"]
+        assert (served.finish_reason == "stop") == prediction["stopped"]
+
+
+# Who may ask, and how it ends
+
+
+def test_others_are_not_let_in_without_a_key(place):
+    environment = {"LLAMA_API_KEY": ""}
+    assert "set LLAMA_API_KEY" in refused(place.run("serve", "--host", "0.0.0.0", **environment))
+    assert "must be an IP address" in refused(place.run("serve", "--host", "nowhere", **environment))
+    with serve(place, "--host", "0.0.0.0", LLAMA_API_KEY="a-key") as (url, process):
+        assert get(f"{url}/health")[0] == 200
+        for path in ("/v1/models", "/metrics", "/props", "/slots"):
+            assert get(f"{url}{path}")[0] == 401
+            assert get(f"{url}{path}", Authorization="Bearer a-key")[0] == 200
+        (server,) = children(process.pid)
+        assert "a-key" not in Path(f"/proc/{server}/cmdline").read_text()
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_it_ends_with_its_server_and_starts_again(place, sent):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    with serve(place, "--port", port) as (url, process):
+        (server,) = children(process.pid)
+        assert "choose another --port" in refused(place.run("serve", "--artifact", "bf16", "--port", port))
+        process.send_signal(sent)
+        assert process.wait(timeout=15) == (0 if sent != signal.SIGKILL else -signal.SIGKILL)
+        deadline = time.monotonic() + 10
+        while Path(f"/proc/{server}").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not Path(f"/proc/{server}").exists()
+    if sent == signal.SIGKILL:
+        with serve(place, "--port", port) as (again, _):
+            assert again == url
+            assert get(f"{url}/health")[0] == 200
+
+
+def test_what_cannot_be_served_is_refused(place):
+    assert "serve merged" in refused(place.run("serve", "--artifact", "adapter"))
+    assert "choose from base, merged, bf16" in refused(place.run("serve", "--artifact", "Q5"))
+    assert "run `dvc repro quantize-gguf@Q4_K_M`" in refused(place.run("serve"))  # the default
+    assert "ended with status 1" in refused(place.run("serve", "--artifact", "merged", "--nonsense"))
+
+
+# How much fits
+
+
+@pytest.mark.parametrize(
+    ("free", "context", "slots"),
+    [(64e9, 8192, 8), (270e6 + 2 * 3 * 8192 * 23040, 8192, 3), (270e6 + 2 * 1000 * 23040, 970, 1)],
+)
+def test_slots_and_then_context_shrink_to_the_memory(place, monkeypatch, free, context, slots):
+    monkeypatch.chdir(place.path)
+    monkeypatch.setattr(serving, "_free_memory", lambda: int(free))
+    gguf, params = Path("models/bf16/model.gguf"), load_params()
+    room = serving.room(gguf, params)
+    assert room.slots == slots
+    assert room.context == pytest.approx(context, rel=0.01)
+    assert room.kv_bytes == room.context * slots * 23040  # 30 layers, 3 heads of 64 for keys and for values, 2 bytes
+    assert room.kv_bytes <= (free - gguf.stat().st_size) / 2
+
+
+def test_too_little_memory_is_refused(place, monkeypatch):
+    monkeypatch.chdir(place.path)
+    monkeypatch.setattr(serving, "_free_memory", lambda: 280_000_000)
+    gguf, params = Path("models/bf16/model.gguf"), load_params()
+    with pytest.raises(Refusal, match="serve a smaller type"):
+        serving.room(gguf, params)
+    monkeypatch.setattr(serving, "_free_memory", lambda: 1_000_000_000)
+    with pytest.raises(Refusal, match=r"4 x 8,000 tokens of context need 0\.7 GB"):
+        serving.room(gguf, params, context=8000, slots=4)
+
+
+# One question
+
+
+def test_ask_prints_the_answer_and_nothing_else(place):
+    (place.path / "schema.sql").write_text("CREATE TABLE users (id INTEGER, name TEXT)")
+    answers = [
+        place.run(
+            "ask", "How many users are there?", "--schema", "schema.sql", "--artifact", artifact, "--max-tokens", "8"
+        )
+        for artifact in ("bf16", "base")
+    ]
+    assert all(answer.returncode == 0 for answer in answers), answers
+    gguf, base = (answer.stdout.strip() for answer in answers)
+    assert gguf
+    assert base.split()[:3] == gguf.split()[:3]  # llama.cpp's and transformers' answers may part at a tie
+
+
+def test_ask_refuses_what_it_cannot_ask(place):
+    assert "--schema FILE" in refused(place.run("ask", "How many?"))
+    assert "cannot read none.sql" in refused(place.run("ask", "How many?", "--schema", "none.sql"))
+    (place.path / "schema.sql").write_text("CREATE TABLE users (id INTEGER, name TEXT)")
+    asked = ("ask", "How many?", "--schema", "schema.sql", "--artifact")
+    assert "choose base, adapter, merged" in refused(place.run(*asked, "Q5"))
+    assert "run `dvc repro merge`" in refused(place.run(*asked, "merged"))
+    chatting = load_params(REPO / "recipes/mistral-7b-guanaco.yaml").data
+    with pytest.raises(Refusal, match="leave --schema out"):
+        ask.read_schema(Path("schema.sql"), chatting)
+    assert ask.messages(chatting, "Why?")[-1] == {"role": "user", "content": "Why?"}
+
+
+# In a browser
+
+
+@pytest.fixture(scope="module")
+def browser():
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if not chromium:
+        pytest.skip("no Chromium on PATH (apt install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_web_ui_answers(url, client, browser, width, tmp_path):
+    if not web_ui.folder().is_dir():
+        pytest.skip("the web UI is not built (make ui)")
+    page = browser.new_page(viewport={"width": width, "height": 844})
+    page.goto(url)
+    page.locator("textarea").first.fill(QUESTION[0]["content"])
+    page.keyboard.press("Enter")
+    expected = client.chat.completions.create(model="bf16", messages=QUESTION, max_tokens=24).choices[0].message.content
+    page.get_by_text(re.compile(re.escape(" ".join(expected.split()[:3])))).first.wait_for(timeout=30_000)
+    page.wait_for_timeout(1000)
+    page.screenshot(path=os.environ.get("SCREENSHOTS", str(tmp_path)) + f"/ui-{width}.png")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.close()
