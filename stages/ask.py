@@ -92,7 +92,7 @@ def ask_transformers(artifact: str, conversation: list[dict[str, str]], max_toke
     if artifact not in ("base", "adapter", "merged"):
         raise Refusal(f"{artifact!r} is no artifact; choose base, adapter, merged, bf16 or one of gguf.types")
     if not (folder / base_model.RECORD).is_file():
-        stage = {"base": "fetch-base", "adapter": "quantize-load-train"}.get(artifact, artifact)
+        stage = {"base": "fetch-base", "adapter": "quantize-load-train", "merged": "merge"}[artifact]
         raise Refusal(f"{folder} is not there; run `dvc repro {stage}`, which makes it")
     transformers.utils.logging.disable_progress_bar()
     base = base_model.locate(folder)

@@ -1,6 +1,7 @@
 """quantize-gguf: one type of GGUF, the file that is served.
 
-Reads models/bf16 (model.gguf and, if it is there, imatrix.gguf); writes models/TYPE/model.gguf.
+Reads models/bf16 (model.gguf and, if they are there, imatrix.gguf and Modelfile); writes models/TYPE (model.gguf, and
+the same Modelfile: `ollama create NAME -f models/TYPE/Modelfile`).
 """
 
 import argparse
@@ -15,6 +16,7 @@ from stages.params import GGUF_TYPES, NEEDS_MATRIX
 
 SOURCE = Path("models/bf16/model.gguf")
 MATRIX = Path("models/bf16/imatrix.gguf")
+MODELFILE = Path("models/bf16/Modelfile")
 
 
 def main() -> None:
@@ -30,6 +32,8 @@ def main() -> None:
     with new_folder(output) as folder:
         llama_cpp.quantize(SOURCE, folder / "model.gguf", type_, matrix)
         shutil.copy(SOURCE.parent / base_model.RECORD, folder)
+        if MODELFILE.is_file():
+            shutil.copy(MODELFILE, folder)
         contents = gguf_file.check_quantized(folder / "model.gguf", SOURCE)
     summary(
         f"quantize-gguf {type_}",

@@ -7,8 +7,6 @@ where a conversation opens with none. Elsewhere than on loopback it asks for the
 """
 
 import argparse
-import ipaddress
-import os
 
 from stages import serving, web_ui
 from stages.console import Refusal, run_stage, summary
@@ -25,12 +23,7 @@ def main() -> None:
 def serve() -> None:
     options, more = parse_arguments()
     params = load_params()
-    key = os.environ.get("LLAMA_API_KEY")  # llama-server reads it there, too: a command line is for everyone to see
-    if not key and not is_loopback(options.host):
-        raise Refusal(
-            f"{options.host} can be reached by others, so a key has to be asked for: set LLAMA_API_KEY "
-            "(`export LLAMA_API_KEY=$(openssl rand -hex 32)`), or listen on 127.0.0.1"
-        )
+    key = serving.check_key(options.host, "LLAMA_API_KEY")  # where llama-server reads it, too
     artifact = options.artifact or serving.default_artifact(params)
     gguf = serving.find_gguf(artifact, params)
     room = serving.room(gguf, params, options.context, options.slots)
@@ -65,14 +58,6 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--context", type=int, help="tokens of prompt and answer, each request; fitted to the memory")
     parser.add_argument("--slots", type=int, help="requests answered at once; fitted to the memory")
     return parser.parse_known_args()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        raise Refusal(f"--host must be an IP address or localhost, not {host!r}") from None
 
 
 if __name__ == "__main__":

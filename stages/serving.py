@@ -5,6 +5,7 @@ Answers come from the llama-server that `evaluate` scored the same file with.
 
 import hashlib
 import http.client
+import ipaddress
 import json
 import os
 import socket
@@ -14,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from gguf import GGUFReader
@@ -91,12 +93,36 @@ def _convert_base() -> Path:
     return gguf
 
 
-def template(gguf: Path, system_prompt: str | None) -> str:
-    """The GGUF's chat template, which puts the recipe's system prompt before a conversation that opens with none.
+def check_key(host: str, variable: str) -> str | None:
+    """The key that the server will ask for, from the environment: a command line is for everyone to see.
 
-    llama-server has no option for a system prompt; its template is where every client's request passes.
+    Raises:
+        Refusal: if there is none and others than this machine can reach `host`.
     """
-    own = GGUFReader(gguf).get_field("tokenizer.chat_template").contents()
+    key = os.environ.get(variable)
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        raise Refusal(f"--host must be an IP address or localhost, not {host!r}") from None
+    if not (key or loopback):
+        raise Refusal(
+            f"{host} can be reached by others, so a key has to be asked for: set {variable} "
+            f"(`export {variable}=$(openssl rand -hex 32)`), or listen on 127.0.0.1"
+        )
+    return key
+
+
+@lru_cache(maxsize=1)  # a second, for a large vocabulary
+def read_gguf(path: Path) -> GGUFReader:
+    """The header of `path`."""
+    return GGUFReader(path)
+
+
+def with_system_prompt(own: str, system_prompt: str | None) -> str:
+    """The chat template `own`, but putting the recipe's system prompt before a conversation that opens with none.
+
+    Neither llama-server nor vLLM has an option for a system prompt; the template is where every request passes.
+    """
     if not system_prompt:
         return own
     text = system_prompt.replace("\\", "\\\\").replace('"', '\\"')
@@ -113,7 +139,7 @@ def room(gguf: Path, params: Params, context: int | None = None, slots: int | No
     Raises:
         Refusal: if what is asked for does not fit, or the recipe's own rows would not.
     """
-    reader = GGUFReader(gguf)
+    reader = read_gguf(gguf)
 
     def value(key: str, otherwise: int | None = None):
         field = reader.get_field(f"{architecture}.{key}")
@@ -186,7 +212,8 @@ def llama_server(
         port = listener.getsockname()[1]
     with tempfile.TemporaryDirectory() as work:
         jinja = Path(work) / "chat_template.jinja"
-        jinja.write_text(template(gguf, params.data.system_prompt), encoding="utf-8")
+        own = read_gguf(gguf).get_field("tokenizer.chat_template").contents()
+        jinja.write_text(with_system_prompt(own, params.data.system_prompt), encoding="utf-8")
         settings = {
             "--model": gguf,
             "--alias": artifact,
