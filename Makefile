@@ -5,10 +5,11 @@ SHELL := bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM := requirements-vllm$(if $(shell nvidia-smi -L 2>/dev/null),,-cpu).txt
 # The stages run as `python -m stages.NAME`: this puts the environment's python first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup llama.cpp ui repro serve test lint doctor clean
+.PHONY: help setup llama.cpp ui repro serve demo serve-vllm test lint doctor clean
 
 help: ## list the targets
 	@grep -hE '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z.-]+):.*## /  make \1\t/' | expand -t 20
@@ -35,6 +36,21 @@ ui: $(VENV)/installed ## llama.cpp's web UI, built once with npm into a per-user
 serve: setup ## serve the shipped GGUF, OpenAI-compatible; ARGS="--artifact Q8_0 --port 8081" for another
 	@python -m stages.serve $(ARGS)
 
+demo: setup $(VENV)/installed-demo ## a page that shows base and tuned model side by side
+	@python -m stages.demo $(ARGS)
+
+$(VENV)/installed-demo: requirements-demo.txt $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt --requirement $<
+	@touch $@
+
+serve-vllm: $(VENV)/installed $(VENV)-vllm/installed ## serve the merged model with vLLM, for many requests on a GPU
+	@python -m stages.serve_vllm $(ARGS)
+
+$(VENV)-vllm/installed: $(VLLM)
+	$(PYTHON) -m venv $(VENV)-vllm
+	$(VENV)-vllm/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
 test: setup ## the tests, on a tiny model; no GPU and no hub needed
 	pytest
 
@@ -46,4 +62,4 @@ doctor: $(VENV)/installed ## check this machine for the current params.yaml
 	@python -m stages.doctor
 
 clean: ## remove the environment; the pipeline's outputs and caches stay
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV)-vllm

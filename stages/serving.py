@@ -178,6 +178,17 @@ def _free_memory() -> int:
     return sum(map(int, listed)) * 2**20
 
 
+def free_port(host: str, port: int) -> int:
+    """`port`, or a free one for 0. Raises Refusal if it is taken."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            raise Refusal(f"cannot listen on {host}, port {port}: {error.strerror}; choose another --port") from None
+        return listener.getsockname()[1]
+
+
 @contextmanager
 def llama_server(
     artifact: str,
@@ -203,13 +214,7 @@ def llama_server(
     Raises:
         Refusal: if the port is taken, or the server ends before it is ready.
     """
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-        except OSError as error:
-            raise Refusal(f"cannot listen on {host}, port {port}: {error.strerror}; choose another --port") from None
-        port = listener.getsockname()[1]
+    port = free_port(host, port)
     with tempfile.TemporaryDirectory() as work:
         jinja = Path(work) / "chat_template.jinja"
         own = read_gguf(gguf).get_field("tokenizer.chat_template").contents()

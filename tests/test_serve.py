@@ -17,7 +17,7 @@ from pathlib import Path
 
 import openai
 import pytest
-from conftest import REPO, Workspace, refused
+from conftest import REPO, Workspace, chromium, refused
 from transformers import AutoTokenizer
 
 from stages import ask, base_model, chat, evaluate, rows, serve, serving, web_ui
@@ -288,30 +288,19 @@ def test_ask_refuses_what_it_cannot_ask(place, monkeypatch):
 # In a browser
 
 
-@pytest.fixture(scope="module")
-def browser():
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if not chromium:
-        pytest.skip("no Chromium on PATH (apt install chromium)")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 @pytest.mark.parametrize("width", [1280, 390])
-def test_the_web_ui_answers(url, client, browser, width, tmp_path):
+def test_the_web_ui_answers(url, client, width, tmp_path):
     if not web_ui.folder().is_dir():
         pytest.skip("the web UI is not built (make ui)")
-    page = browser.new_page(viewport={"width": width, "height": 844})
-    page.goto(url)
-    page.locator("textarea").first.fill(QUESTION[0]["content"])
-    page.get_by_role("button", name="Send").click()
-    expected = client.chat.completions.create(model="bf16", messages=QUESTION, max_tokens=24).choices[0].message.content
-    page.get_by_text(re.compile(re.escape(" ".join(expected.split()[:3])))).first.wait_for(timeout=30_000)
-    page.wait_for_timeout(1000)
-    page.screenshot(path=os.environ.get("SCREENSHOTS", str(tmp_path)) + f"/ui-{width}.png")
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    page.close()
+    with chromium() as browser:
+        page = browser.new_page(viewport={"width": width, "height": 844})
+        page.goto(url)
+        page.locator("textarea").first.fill(QUESTION[0]["content"])
+        page.get_by_role("button", name="Send").click()
+        expected = (
+            client.chat.completions.create(model="bf16", messages=QUESTION, max_tokens=9).choices[0].message.content
+        )
+        page.get_by_text(re.compile(re.escape(" ".join(expected.split()[:3])))).first.wait_for(timeout=30_000)
+        page.wait_for_timeout(1000)
+        page.screenshot(path=os.environ.get("SCREENSHOTS", str(tmp_path)) + f"/ui-{width}.png")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
