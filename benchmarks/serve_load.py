@@ -79,7 +79,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def ask(url: str, row: dict, limit: int) -> dict:
+def ask(url: str, row: dict, limit: int, model: str = "") -> dict:
     """The server's greedy answer to a row's question: its text, tokens, and their two most probable alternatives."""
     connection = http.client.HTTPConnection(url.removeprefix("http://"))
     body = {
@@ -127,8 +127,22 @@ def ask_at_once(request: Callable[[int], dict], clients: int, seconds: float) ->
 def gap_where_they_part(first: dict, other: dict) -> float:
     """How much more probable (nats) `first` found its own token than the next best, where `other` goes another way."""
     pairs = zip(first["tokens"], other["tokens"], strict=False)
-    step = next((one for one, two in pairs if one["id"] != two["id"]), first["tokens"][-1])
-    best, second = (top["logprob"] for top in step["top_logprobs"])
+    return lead(next((one for one, two in pairs if one["id"] != two["id"]), first["tokens"][-1]))
+
+
+def gap_from_text(reply: dict, text: str) -> float:
+    """The same where only the other answer's text is known."""
+    said = ""
+    for step in reply["tokens"]:
+        said += step["token"]
+        if not text.startswith(said):
+            break
+    return lead(step)
+
+
+def lead(step: dict) -> float:
+    """How much more probable (nats) the most probable token was than the second."""
+    best, second = sorted((top["logprob"] for top in step["top_logprobs"]), reverse=True)[:2]
     return best - second
 
 
@@ -140,6 +154,12 @@ def compare_with_evaluate(artifact: str, rows: list[dict], replies: list[dict], 
         "same answer": sum(
             reply["text"] == prediction["answer"] for reply, prediction in zip(replies, predictions, strict=True)
         ),
+        "log-probability between the two tokens otherwise": ", ".join(
+            f"{gap_from_text(reply, prediction['answer']):.3f}"
+            for reply, prediction in zip(replies, predictions, strict=True)
+            if reply["text"] != prediction["answer"]
+        )
+        or "-",
         "stopped alike": sum(
             reply["stopped"] == prediction["stopped"] for reply, prediction in zip(replies, predictions, strict=True)
         ),

@@ -84,7 +84,11 @@ def build(params: Params, servers: dict[str, serving.Running]) -> "gradio.Blocks
                     if sql:
                         outputs.append(gradio.Code(label="SQL", language="sql", wrap_lines=True, lines=3))
                         outputs.append(gradio.Markdown())
-                        outputs.append(gradio.Dataframe(label="Result", wrap=True, visible=False, interactive=False))
+                        outputs.append(
+                            gradio.Dataframe(
+                                label="Result on made-up rows", wrap=True, visible=False, interactive=False
+                            )
+                        )
                     else:
                         outputs.append(gradio.Markdown(container=True, min_height=120))
 
@@ -122,7 +126,7 @@ def compare_sql(data: Data, servers: dict[str, serving.Running], schema: str, qu
     for tried in trial.run(schema, texts, dialect=data.dialect):
         table = gradio.Dataframe(value={"headers": tried.columns, "data": tried.rows}, visible=not tried.error)
         rows = "1 row" if tried.total == 1 else f"{tried.total:,} rows"
-        shown += [tried.sql, f"✗ {tried.error}" if tried.error else f"✓ runs: {rows} of made-up data", table]
+        shown += [tried.sql, f"✗ {tried.error}" if tried.error else f"✓ runs: {rows}", table]
     yield shown
 
 

@@ -1,6 +1,6 @@
 """serve_vllm: the merged model behind vLLM, OpenAI-compatible: many requests at once on a GPU.
 
-python -m stages.serve_vllm [--host ADDRESS] [--port NUMBER] [options of `vllm serve`'s own]
+python -m stages.serve_vllm [--host ADDRESS] [--port NUMBER] [options of vLLM's own]
 
 vLLM pins other packages than the pipeline, so it lives in an environment of its own (`make serve-vllm` makes
 .venv-vllm). Template, system prompt, stop tokens and who may ask are as `stages.serve` has them.
@@ -9,7 +9,6 @@ vLLM pins other packages than the pipeline, so it lives in an environment of its
 import argparse
 import json
 import os
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -30,7 +29,7 @@ def main() -> None:
 
 
 def serve() -> None:
-    parser = argparse.ArgumentParser(description="Serve models/merged with vLLM. Further options go to `vllm serve`.")
+    parser = argparse.ArgumentParser(description="Serve models/merged with vLLM. Further options go to vLLM.")
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on")
     parser.add_argument("--port", type=int, default=8000)
     options, more = parser.parse_known_args()
@@ -38,9 +37,9 @@ def serve() -> None:
     key = serving.check_key(options.host, "VLLM_API_KEY")
     if not (FOLDER / "config.json").is_file():
         raise Refusal(f"{FOLDER} is not there; run `dvc repro merge` (or `dvc pull {FOLDER}`), which makes it")
-    vllm = shutil.which("vllm", path=os.pathsep.join([str(ENVIRONMENT.resolve() / "bin"), *os.get_exec_path()]))
-    if not vllm:
-        raise Refusal(f"vllm is neither in {ENVIRONMENT} nor on PATH: run `make serve-vllm`, which installs it")
+    python = ENVIRONMENT / "bin/python"
+    if not python.exists():
+        raise Refusal(f"there is no {ENVIRONMENT}: run `make serve-vllm`, which makes it")
 
     config = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
     template = (FOLDER / "chat_template.jinja").read_text(encoding="utf-8")
@@ -48,6 +47,7 @@ def serve() -> None:
         jinja = Path(work) / "chat_template.jinja"
         jinja.write_text(serving.with_system_prompt(template, params.data.system_prompt), encoding="utf-8")
         settings = {
+            "--model": FOLDER,
             "--host": options.host,
             "--port": options.port,
             "--served-model-name": "merged",
@@ -56,7 +56,16 @@ def serve() -> None:
         }
         if params.data.task == "text-to-sql":  # greedy, as in `evaluate`, unless a request says otherwise
             settings["--override-generation-config"] = '{"temperature": 0}'
-        command = [vllm, "serve", FOLDER, *(part for pair in settings.items() for part in pair), *more]
+        # Not `vllm serve`: the package for CPUs has another name, which that command stumbles over.
+        command = [
+            python,
+            "-m",
+            "vllm.entrypoints.openai.api_server",
+            "--model",
+            FOLDER,
+            *(part for pair in settings.items() for part in pair),
+            *more,
+        ]
         quiet = os.environ | {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}  # nothing leaves the machine
         process = llama_cpp.start([str(part) for part in command], quiet, start_new_session=True)
         url = f"http://{options.host}:{options.port}"

@@ -20,16 +20,17 @@ SCHEMA = "CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT, country TEXT)"
 
 def test_queries_run_on_the_same_made_up_rows():
     france = "SELECT COUNT(*) AS n FROM users WHERE country = 'France'"
-    one, other, everyone, gone = trial.run(
-        SCHEMA,
-        [f"```sql\n{france};\n```", france, "SELECT country FROM users", "DROP TABLE users"],
-    )
+    answers = [f"```sql\n{france};\n```", france, "SELECT country FROM users", "DROP TABLE users"]
+    one, other, everyone, gone = trial.run(SCHEMA, answers)
     assert one.sql == france
     assert one.error is None
-    assert one.columns == ["n"]
+    assert (one.columns, everyone.columns) == (["n"], ["country"])
     assert one.rows == other.rows == [[sum(row == ["France"] for row in everyone.rows)]]
     assert one.rows[0][0] > 0
     assert gone.error.startswith("denied")
+    counted, starred = trial.run(SCHEMA, ["SELECT COUNT(*), 1 FROM users", "SELECT * FROM users"])
+    assert counted.columns == ["COUNT(*)", "1"]
+    assert starred.columns == ["column 1", "column 2", "column 3"]
 
 
 def test_a_query_that_never_ends_is_ended_and_named():

@@ -75,8 +75,8 @@ def _try(context: str, answers: list[str], number: int, dialect: str, seed: int)
         result = database.run(translated)
     except QueryError as error:
         return Trial(sql, f"{error.kind}: {error}", [], [], 0)
-    names = [part.alias_or_name or part.sql("sqlite") for part in getattr(tree, "selects", [])]
-    if len(names) != result.width or "*" in names:
+    names = [part.alias or part.sql("sqlite") for part in getattr(tree, "selects", [])]
+    if len(names) != result.width or any(name.endswith("*") for name in names):
         names = [f"column {number}" for number in range(1, result.width + 1)]
     shown = [[value.hex() if isinstance(value, bytes) else value for value in row] for row in result.rows[:ROWS]]
     return Trial(sql, None, names, shown, len(result.rows))
