@@ -74,7 +74,8 @@ def build(params: Params, servers: dict[str, serving.Running]) -> "gradio.Blocks
         question = gradio.Textbox(label="Question" if sql else "Message", lines=2)
         examples = read_examples(params.data)
         if examples:
-            gradio.Examples(examples, [schema, question] if sql else [question], label="From the test rows")
+            labels = [question for _, question in examples]
+            gradio.Examples(examples, [schema, question], label="From the test rows", example_labels=labels)
         button = gradio.Button("Ask both", variant="primary")
         outputs = []
         with gradio.Row(elem_classes="answers"):

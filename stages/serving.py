@@ -158,8 +158,8 @@ def room(gguf: Path, params: Params, context: int | None = None, slots: int | No
     wanted = context or min(value("context_length"), CONTEXT)
     number = slots or max(1, min(SLOTS, tokens // wanted))
     fitting = wanted if context else min(wanted, tokens // number)
-    if fitting * number > tokens or fitting < min(least, value("context_length")):
-        asked = max(fitting, least)
+    asked = context or max(fitting, min(least, value("context_length")))
+    if asked * number > tokens:
         raise Refusal(
             f"{number} x {asked:,} tokens of context need {asked * number * token / 1e9:.1f} GB, and {gguf} leaves "
             f"{max(0, free) * KV_SHARE / 1e9:.1f} GB for them: ask for less (--context, --slots), serve a smaller "

@@ -1,15 +1,18 @@
 """The demo's page in a browser, with the embedded model as the base and, converted the same way, as the tuned one."""
 
+import itertools
 import os
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import REPO, chromium
+from playwright.sync_api import expect
 
-from stages import base_model, serving
+from stages import base_model, demo, serving
 from stages.outputs import write_json
 from stages.params import EMBEDDED, Model, load_params
 from stages.sql import trial
@@ -43,20 +46,29 @@ def test_a_query_that_never_ends_is_ended_and_named():
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory):
-    pytest.importorskip("gradio", reason="the demo's packages are not installed (requirements-demo.txt)")
+def place(tmp_path_factory):
+    """A folder in which the embedded model, converted, stands where the pipeline would put the bf16 GGUF."""
     path = tmp_path_factory.mktemp("demo")
     (path / "stages").symlink_to(REPO / "stages")
     shutil.copy(REPO / "recipes/smollm2-sql.yaml", path / "params.yaml")
+    (path / "data/prepared").mkdir(parents=True)
+    with (REPO / "data/raw/text2sql.jsonl").open() as lines:
+        (path / "data/prepared/test.jsonl").write_text("".join(itertools.islice(lines, 0, 2000, 400)))
     base = base_model.fetch(Model(id=EMBEDDED))
     for name in ("base", "bf16"):
         write_json(path / "models" / name / base_model.RECORD, base_model.describe(Model(id=EMBEDDED), base))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
         (path / "models/bf16/model.gguf").symlink_to(serving.find_gguf("base", load_params()))
+    return path
+
+
+@pytest.fixture(scope="module")
+def url(place):
+    pytest.importorskip("gradio", reason="the demo's packages are not installed (requirements-demo.txt)")
     command = [sys.executable, "-m", "stages.demo", "--artifact", "bf16", "--port", "0"]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(command, cwd=path, env=environment, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=place, env=environment, stdout=subprocess.PIPE, text=True)
     printed = ""
     while "Ctrl-C" not in printed and (line := process.stdout.readline()):
         printed += line
@@ -71,6 +83,8 @@ def test_both_models_answer_and_their_sql_is_run(url, width, tmp_path):
     with chromium() as browser:
         page = browser.new_page(viewport={"width": width, "height": 844})
         page.goto(url)
+        page.locator(".gallery-item").nth(1).click()
+        expect(page.get_by_label("Schema")).to_have_value(re.compile(r"^CREATE TABLE"))
         page.get_by_label("Schema").fill(SCHEMA)
         page.get_by_label("Question").fill("How many users are there?")
         page.get_by_role("button", name="Ask both").click()
@@ -91,3 +105,16 @@ def test_a_schema_that_is_none_is_a_sentence_on_the_page(url):
         page.get_by_label("Question").fill("How many users are there?")
         page.get_by_role("button", name="Ask both").click()
         page.get_by_text("incomplete input").first.wait_for(timeout=20_000)
+
+
+def test_a_chat_recipe_shows_both_answers(place, monkeypatch):
+    pytest.importorskip("gradio", reason="the demo's packages are not installed (requirements-demo.txt)")
+    monkeypatch.chdir(place)
+    params, gguf = load_params(REPO / "recipes/mistral-7b-guanaco.yaml"), Path("models/bf16/model.gguf")
+    room = serving.room(gguf, params, context=512, slots=2)
+    with serving.llama_server("both", gguf, params, room, options=["--temp", "0"]) as server:
+        servers = {"base": server, "tuned": server}
+        *_, (one, other) = demo.compare_chat(params.data, servers, "", "What is the capital of France?")
+        assert "Paris" in one
+        assert "Paris" in other
+        demo.build(params, servers)

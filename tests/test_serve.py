@@ -256,6 +256,7 @@ def test_too_little_memory_is_refused(place, monkeypatch):
     with pytest.raises(Refusal, match="serve a smaller type"):
         serving.room(gguf, params)
     monkeypatch.setattr(serving, "_free_memory", lambda: 1_000_000_000)
+    assert serving.room(gguf, params, context=64, slots=1).context == 64  # who asks for little gets it
     with pytest.raises(Refusal, match=r"4 x 8,000 tokens of context need 0\.7 GB"):
         serving.room(gguf, params, context=8000, slots=4)
 
