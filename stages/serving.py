@@ -134,7 +134,7 @@ def with_system_prompt(own: str, system_prompt: str | None) -> str:
 
 
 def room(gguf: Path, params: Params, context: int | None = None, slots: int | None = None) -> Room:
-    """Fit context and slots to the free memory (the GPU's if there is one): fewer slots first, then less context.
+    """Fit context and slots to the free memory (the GPU's, too): fewer slots first, then less context.
 
     Raises:
         Refusal: if what is asked for does not fit, or the recipe's own rows would not.
@@ -170,12 +170,13 @@ def room(gguf: Path, params: Params, context: int | None = None, slots: int | No
 
 
 def _free_memory() -> int:
-    """Bytes of the GPU's free memory if there is one, else of RAM."""
-    if not llama_cpp.gpu_is_present():
-        return available_memory()
-    query = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
-    listed = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()
-    return sum(map(int, listed)) * 2**20
+    """Bytes of RAM that are free, or of the GPU if there is one and it has less."""
+    available = available_memory()
+    if llama_cpp.gpu_is_present():
+        query = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+        listed = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()
+        available = min(available, sum(map(int, listed)) * 2**20)
+    return available
 
 
 def free_port(host: str, port: int) -> int:

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from conftest import REPO, chromium
@@ -107,10 +106,10 @@ def test_a_schema_that_is_none_is_a_sentence_on_the_page(url):
         page.get_by_text("incomplete input").first.wait_for(timeout=20_000)
 
 
-def test_a_chat_recipe_shows_both_answers(place, monkeypatch):
+def test_a_chat_recipe_shows_both_answers(place, tmp_path, monkeypatch):
     pytest.importorskip("gradio", reason="the demo's packages are not installed (requirements-demo.txt)")
-    monkeypatch.chdir(place)
-    params, gguf = load_params(REPO / "recipes/mistral-7b-guanaco.yaml"), Path("models/bf16/model.gguf")
+    monkeypatch.chdir(tmp_path)  # where no rows lie to take examples from
+    params, gguf = load_params(REPO / "recipes/mistral-7b-guanaco.yaml"), place / "models/bf16/model.gguf"
     room = serving.room(gguf, params, context=512, slots=2)
     with serving.llama_server("both", gguf, params, room, options=["--temp", "0"]) as server:
         servers = {"base": server, "tuned": server}
