@@ -5,10 +5,11 @@ SHELL := bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM := requirements-vllm$(if $(shell nvidia-smi -L 2>/dev/null),,-cpu).txt
 # The stages run as `python -m stages.NAME`: this puts the environment's python first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup llama.cpp repro sweep pull-model gc test test-slow lint doctor plan clean
+.PHONY: help setup llama.cpp ui repro sweep serve demo serve-vllm pull-model gc test test-slow lint doctor plan clean
 
 help: ## list the targets
 	@grep -hE '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z.-]+):.*## /  make \1\t/' | expand -t 20
@@ -49,6 +50,27 @@ gc: $(VENV)/installed ## free the cache of what no branch, tag or experiment nee
 	  { read -r size _; echo "this would free $${size:-0}"; }
 	@dvc gc $(KEEP) || [ $$? = 1 ] # 1: answered no
 
+ui: $(VENV)/installed ## llama.cpp's web UI, built once with npm into a per-user cache; for serve
+	@python -m stages.web_ui
+
+serve: setup ## serve the shipped GGUF, OpenAI-compatible; ARGS="--artifact Q8_0 --port 8081" for another
+	@python -m stages.serve $(ARGS)
+
+demo: setup $(VENV)/installed-demo ## a page that shows base and tuned model side by side
+	@python -m stages.demo $(ARGS)
+
+$(VENV)/installed-demo: requirements-demo.txt $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt --requirement $<
+	@touch $@
+
+serve-vllm: $(VENV)/installed $(VENV)-vllm/installed ## serve the merged model with vLLM, for many requests on a GPU
+	@python -m stages.serve_vllm $(ARGS)
+
+$(VENV)-vllm/installed: $(VLLM)
+	$(PYTHON) -m venv $(VENV)-vllm
+	$(VENV)-vllm/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
 test: setup ## the tests, on a tiny model; no GPU and no hub needed
 	pytest
 
@@ -66,4 +88,4 @@ plan: $(VENV)/installed ## what a run of the current params.yaml needs: memory, 
 	@python -m stages.plan
 
 clean: ## remove the environment; the pipeline's outputs and caches stay
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV)-vllm

@@ -1,7 +1,7 @@
 """convert-gguf: the merged model as a bfloat16 GGUF, checked to read, render and tokenize as in training.
 
-Reads models/merged and data/prepared/train.jsonl; writes models/bf16 (model.gguf and, unless gguf.imatrix is off,
-imatrix.gguf, measured on training rows). Quantizing starts from these.
+Reads models/merged and data/prepared/train.jsonl; writes models/bf16 (model.gguf; unless gguf.imatrix is off,
+imatrix.gguf, measured on training rows; and an Ollama Modelfile, if one can be written). Quantizing starts from these.
 """
 
 import json
@@ -9,12 +9,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from stages import base_model, chat, gguf_file, llama_cpp, parity
+from stages import base_model, chat, gguf_file, llama_cpp, modelfile, parity
 from stages.console import Refusal, run_stage, summary
-from stages.outputs import new_folder
-from stages.params import load_params
+from stages.outputs import new_folder, write_text
+from stages.params import Params, load_params
 
 MERGED = Path("models/merged")
 TRAIN = Path("data/prepared/train.jsonl")
@@ -23,7 +23,8 @@ CONTEXT = 512  # tokens a chunk for the importance matrix, llama-imatrix's defau
 
 
 def main() -> None:
-    settings = load_params().gguf
+    params = load_params()
+    settings = params.gguf
     llama_cpp.find()
     tokenizer = AutoTokenizer.from_pretrained(MERGED)
     config = AutoConfig.from_pretrained(MERGED)
@@ -41,6 +42,7 @@ def main() -> None:
         if settings.imatrix:
             measure_importance(gguf, tokenizer, rows, folder / "imatrix.gguf")
         shutil.copy(MERGED / base_model.RECORD, folder)
+        ollama = write_modelfile(gguf, tokenizer, config, params)
 
     summary(
         "convert-gguf",
@@ -49,8 +51,26 @@ def main() -> None:
             "tensors": f"{len(contents.shapes)}: {gguf_file.describe_types(contents)}",
             "same ids as in training": f"{texts} texts, {conversations} conversations",
             "importance matrix": f"{len(rows)} training rows" if settings.imatrix else "off",
+            "Ollama": ollama,
         },
     )
+
+
+def write_modelfile(gguf: Path, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, params: Params) -> str:
+    """Write the Modelfile beside `gguf`, or no file where Ollama cannot render the template; says which."""
+    try:
+        text = modelfile.write(
+            tokenizer,
+            chat.stop_ids(tokenizer, MERGED),
+            gguf_file.read(gguf).adds_bos,
+            params.data.system_prompt,
+            config.get_text_config().max_position_embeddings,
+            greedy=params.data.task == "text-to-sql",
+        )
+    except modelfile.NotOfThisForm as reason:
+        return f"no Modelfile: {reason}"
+    write_text(gguf.with_name(modelfile.NAME), text)
+    return "Modelfile"
 
 
 def evenly(path: Path, count: int) -> Iterator[str]:

@@ -15,7 +15,8 @@ class Contents:
     """What a GGUF file says of itself.
 
     shapes: tensor name -> shape; types: tensor type -> its share of all weights, largest first; vocabulary: number of
-    tokens; template and the three ids: None where the file names none; size: bytes on disk.
+    tokens; template and the three ids: None where the file names none; adds_bos: whether its tokenizer puts a BOS
+    before every prompt; size: bytes on disk.
     """
 
     architecture: str
@@ -28,6 +29,7 @@ class Contents:
     bos: int | None
     eos: int | None
     pad: int | None
+    adds_bos: bool
     size: int
 
 
@@ -64,6 +66,7 @@ def read(path: Path) -> Contents:
         bos=value("tokenizer.ggml.bos_token_id"),
         eos=value("tokenizer.ggml.eos_token_id"),
         pad=value("tokenizer.ggml.padding_token_id"),
+        adds_bos=bool(value("tokenizer.ggml.add_bos_token")),
         size=path.stat().st_size,
     )
 

@@ -202,7 +202,7 @@ def run(
     output = ""
     mininterval = 0.5 if sys.stderr.isatty() else 30
     with (
-        _start(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, environment=environment) as process,
+        start(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, environment=environment) as process,
         tqdm(desc=doing, total=total, mininterval=mininterval, bar_format=None if step else "{desc} {elapsed}") as bar,
     ):
         try:
@@ -228,7 +228,7 @@ def last_lines(text: str, count: int = 20) -> str:
     return "\n".join(lines[-count:])
 
 
-def _start(command: list[str], environment: dict[str, str] | None = None, **options) -> subprocess.Popen:
+def start(command: list[str], environment: dict[str, str] | None = None, **options) -> subprocess.Popen:
     """Start `command` so that it ends when this process ends, even by SIGKILL (Linux: parent-death signal)."""
     options["env"] = environment or os.environ
     if sys.platform == "linux":
@@ -308,7 +308,7 @@ class Server:
         # A last message of the assistant is rendered as a whole message, as in training, not as one to go on with.
         arguments.append("--no-prefill-assistant")
         self._log = tempfile.TemporaryFile()
-        self._process = _start([str(find().server), *arguments], stdout=self._log, stderr=subprocess.STDOUT)
+        self._process = start([str(find().server), *arguments], stdout=self._log, stderr=subprocess.STDOUT)
         self.pid = self._process.pid
         try:
             while not self._is_ready():

@@ -111,12 +111,16 @@ def download(folder: Path) -> Path:
     return next(folder.glob("*.tar.gz"))
 
 
-def unpack(sdist: Path, folder: Path) -> None:
-    """Write the files under vendor/llama.cpp of `sdist` into `folder`; nothing else, no links, nothing outside it."""
+def unpack(sdist: Path, folder: Path, only: str = "") -> None:
+    """Write the files under vendor/llama.cpp of `sdist` into `folder`; nothing else, no links, nothing outside it.
+
+    Files that no target here needs are left out, unless `only` names the folder of those that are wanted.
+    """
     with tarfile.open(sdist) as archive:
         for member in archive:
             name = member.name.partition("/vendor/llama.cpp/")[2]
-            if not member.isfile() or not name or name.startswith(UNUSED) or ".." in Path(name).parts:
+            unwanted = not name.startswith(only) if only else name.startswith(UNUSED)
+            if not member.isfile() or not name or unwanted or ".." in Path(name).parts:
                 continue
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,8 @@
 """quantize-gguf: one type of GGUF, the file that is served.
 
-Reads models/bf16 (model.gguf and, if it is there, imatrix.gguf); writes models/TYPE/model.gguf. A type that ends in
--plain is made without the importance matrix.
+Reads models/bf16 (model.gguf and, if they are there, imatrix.gguf and Modelfile); writes models/TYPE (model.gguf, and
+the same Modelfile: `ollama create NAME -f models/TYPE/Modelfile`). A type that ends in -plain is made without the
+importance matrix.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from stages.params import GGUF_TYPES, NEEDS_MATRIX, PLAIN
 
 SOURCE = Path("models/bf16/model.gguf")
 MATRIX = Path("models/bf16/imatrix.gguf")
+MODELFILE = Path("models/bf16/Modelfile")
 
 
 def main() -> None:
@@ -32,6 +34,8 @@ def main() -> None:
     with new_folder(output) as folder:
         llama_cpp.quantize(SOURCE, folder / "model.gguf", type_.removesuffix(PLAIN), matrix)
         shutil.copy(SOURCE.parent / base_model.RECORD, folder)
+        if MODELFILE.is_file():
+            shutil.copy(MODELFILE, folder)
         contents = gguf_file.check_quantized(folder / "model.gguf", SOURCE)
     summary(
         f"quantize-gguf {type_}",

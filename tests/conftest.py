@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,6 +103,20 @@ def refused(done: subprocess.CompletedProcess) -> str:
     _, error, sentence = done.stderr.rpartition("error: ")
     assert error, done.stderr
     return sentence.strip()
+
+
+@contextmanager
+def chromium() -> Iterator:
+    """The machine's own Chromium, headless (playwright's `Browser`); the test is skipped where there is none."""
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if not path:
+        pytest.skip("no Chromium on PATH (apt install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture

@@ -201,6 +201,7 @@ def test_stages_from_merged_to_quantized(merged, tmp_path, monkeypatch, capsys):
     shutil.copy(Path(__file__).parent.parent / "recipes/smollm2-sql.yaml", tmp_path / "params.yaml")
     convert_gguf.main()
     assert sorted(path.name for path in (tmp_path / "models/bf16").iterdir()) == [
+        "Modelfile",
         "base.json",
         "imatrix.gguf",
         "model.gguf",
@@ -208,6 +209,7 @@ def test_stages_from_merged_to_quantized(merged, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["quantize_gguf", "--type", "IQ2_XXS"])
     quantize_gguf.main()
     assert (tmp_path / "models/IQ2_XXS/model.gguf").is_file()
+    assert 'SYSTEM """Write one SQLite query' in (tmp_path / "models/IQ2_XXS/Modelfile").read_text()
     assert "importance matrix  used" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", ["quantize_gguf", "--type", "Q4_0-plain"])
     quantize_gguf.main()

@@ -1,0 +1,188 @@
+"""What `make serve` bears, and whether its answers are those that `evaluate` scored.
+
+python -m benchmarks.serve_load [--artifact NAME] [--clients 64] [--seconds 60]
+
+In a folder where the pipeline has run. One client asks the test rows one after another; its answers are scored and
+compared with results/predictions. Then many clients ask them at once: none may fail, and an answer that differs from
+the single client's must do so at a tie of the two most probable tokens. Last the server is killed and started again.
+"""
+
+import argparse
+import http.client
+import json
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from pathlib import Path
+from threading import Lock
+
+from stages import serving
+from stages.console import Refusal, run_stage, summary
+from stages.params import Params, load_params
+from stages.sql import verdict
+
+
+def main() -> None:
+    options = parse_arguments()
+    params = load_params()
+    artifact = options.artifact or serving.default_artifact(params)
+    gguf = serving.find_gguf(artifact, params)
+    room = serving.room(gguf, params)
+    lines = Path("data/prepared/test.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines[: options.rows]]
+    limit = params.evaluate.max_new_tokens
+
+    with serving.llama_server(artifact, gguf, params, room) as server:
+        begin = time.monotonic()
+        alone = [ask(server.url, row, limit) for row in rows]
+        seconds = time.monotonic() - begin
+        one = sum(len(reply["tokens"]) for reply in alone) / seconds
+        summary("one client", {"rows": len(rows), "requests/s": f"{len(rows) / seconds:.2f}", "tokens/s": f"{one:.1f}"})
+        compare_with_evaluate(artifact, rows, alone, params)
+
+        replies, failures, seconds = ask_at_once(
+            lambda number: ask(server.url, rows[number % len(rows)], limit), options.clients, options.seconds
+        )
+        tokens = sum(len(reply["tokens"]) for _, reply in replies)
+        differing = [
+            (alone[number % len(rows)], reply)
+            for number, reply in replies
+            if reply["text"] != alone[number % len(rows)]["text"]
+        ]
+        gaps = sorted(gap_where_they_part(first, other) for first, other in differing)
+        summary(
+            f"{options.clients} clients for {seconds:.0f} s",
+            {
+                "requests": len(replies),
+                "failed": f"{len(failures)} {failures[:1] or ''}",
+                "tokens/s": f"{tokens / seconds:.1f}, {tokens / seconds / one:.2f} times one client's",
+                "other answers": f"{len(differing)} of {len(replies)}",
+                "log-probability between the two tokens there": f"{gaps[0]:.3f} to {gaps[-1]:.3f}" if gaps else "-",
+            },
+        )
+        server.process.send_signal(signal.SIGKILL)
+        server.process.wait()
+    begin = time.monotonic()
+    with serving.llama_server(artifact, gguf, params, room) as server:
+        ask(server.url, rows[0], limit)
+        summary("killed and started again", {"first answer after": f"{time.monotonic() - begin:.1f} s"})
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--artifact")
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--rows", type=int, default=200, help="test rows, at most")
+    return parser.parse_args()
+
+
+def ask(url: str, row: dict, limit: int, model: str = "") -> dict:
+    """The server's greedy answer to a row's question: its text, tokens, and their two most probable alternatives."""
+    connection = http.client.HTTPConnection(url.removeprefix("http://"))
+    body = {
+        "messages": row["messages"][:-1],
+        "max_tokens": limit,
+        "temperature": 0,
+        "logprobs": True,
+        "top_logprobs": 2,
+    }
+    try:
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        reply = json.loads(response.read())
+    finally:
+        connection.close()
+    if response.status != 200:
+        raise Refusal(f"status {response.status}: {reply}")
+    choice = reply["choices"][0]
+    return {
+        "text": choice["message"]["content"],
+        "stopped": choice["finish_reason"] == "stop",
+        "tokens": choice["logprobs"]["content"],
+    }
+
+
+def ask_at_once(request: Callable[[int], dict], clients: int, seconds: float) -> tuple[list, list[str], float]:
+    """Let `clients` threads send one request after another: (number, reply) of each, failures, and the time it took."""
+    numbers, lock, begin = count(), Lock(), time.monotonic()
+    replies, failures = [], []
+
+    def client(_: int) -> None:
+        while time.monotonic() < begin + seconds:
+            with lock:
+                number = next(numbers)
+            try:
+                replies.append((number, request(number)))
+            except (OSError, http.client.HTTPException, Refusal) as error:
+                failures.append(repr(error))
+
+    with ThreadPoolExecutor(clients) as pool:
+        list(pool.map(client, range(clients)))
+    return replies, failures, time.monotonic() - begin
+
+
+def gap_where_they_part(first: dict, other: dict) -> float:
+    """How much more probable (nats) `first` found its own token than the next best, where `other` goes another way."""
+    pairs = zip(first["tokens"], other["tokens"], strict=False)
+    return lead(next((one for one, two in pairs if one["id"] != two["id"]), first["tokens"][-1]))
+
+
+def gap_from_text(reply: dict, text: str) -> float:
+    """The same where only the other answer's text is known."""
+    said = ""
+    for step in reply["tokens"]:
+        said += step["token"]
+        if not text.startswith(said):
+            break
+    return lead(step)
+
+
+def lead(step: dict) -> float:
+    """How much more probable (nats) the most probable token was than the second."""
+    best, second = sorted((top["logprob"] for top in step["top_logprobs"]), reverse=True)[:2]
+    return best - second
+
+
+def compare_with_evaluate(artifact: str, rows: list[dict], replies: list[dict], params: Params) -> None:
+    """Say how the served answers do against those that `evaluate` wrote."""
+    lines = Path(f"results/predictions/{artifact}.jsonl").read_text(encoding="utf-8").splitlines()
+    predictions = [json.loads(line) for line in lines[: len(rows)]]
+    facts = {
+        "same answer": sum(
+            reply["text"] == prediction["answer"] for reply, prediction in zip(replies, predictions, strict=True)
+        ),
+        "log-probability between the two tokens otherwise": ", ".join(
+            f"{gap_from_text(reply, prediction['answer']):.3f}"
+            for reply, prediction in zip(replies, predictions, strict=True)
+            if reply["text"] != prediction["answer"]
+        )
+        or "-",
+        "stopped alike": sum(
+            reply["stopped"] == prediction["stopped"] for reply, prediction in zip(replies, predictions, strict=True)
+        ),
+    }
+    if params.data.task == "text-to-sql":
+        settings = params.evaluate
+        verdicts = verdict.score(
+            rows,
+            [reply["text"] for reply in replies],
+            seed=settings.seed,
+            databases=settings.databases,
+            dialect=params.data.dialect,
+        )
+        facts["same verdict"] = sum(
+            (judged.strict, judged.error) == (prediction["strict"], prediction["error"])
+            for judged, prediction in zip(verdicts, predictions, strict=True)
+        )
+        facts["execution accuracy"] = (
+            f"{verdict.totals(verdicts)['strict']:.3f} served, "
+            f"{sum(prediction['strict'] for prediction in predictions) / len(rows):.3f} in the predictions"
+        )
+    summary(f"against evaluate@{artifact}, {len(rows)} rows", facts)
+
+
+if __name__ == "__main__":
+    run_stage(main)
