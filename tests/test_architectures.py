@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -21,10 +22,20 @@ from transformers import (
     Qwen3Config,
 )
 
-from stages import base_model, convert_gguf, evaluate, fetch_base, merge, prepare_dataset, quantize_load_train
+from stages import (
+    base_model,
+    convert_gguf,
+    evaluate,
+    fast_path,
+    fetch_base,
+    merge,
+    models,
+    prepare_dataset,
+    quantize_load_train,
+)
 from stages.console import Refusal
 from stages.outputs import write_json
-from stages.params import Model
+from stages.params import Model, Quantization
 
 SHAPE = {
     "hidden_size": 64,
@@ -105,3 +116,23 @@ def test_an_architecture_that_cannot_be_shipped_is_refused_first(inside):
     with pytest.raises(Refusal, match=r"llama\.cpp knows no model of the architecture OPTForCausalLM"):
         fetch_base.main()
     assert not Path("models").exists()
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gemma3", "phi3"])
+def test_the_fast_path_computes_the_same(inside, name):
+    write_model(SHIPPED.get(name) or TRAINED[name][0])
+    results = []
+    for fast in (False, True):
+        torch.manual_seed(0)
+        lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+        model = get_peft_model(models.load_base(Path("tiny"), Quantization(compute_dtype="float32")), lora)
+        if fast:
+            fast_path.speed_up(model, recomputed_layers=1, backend="eager")
+        model.train()
+        ids = torch.arange(96)[None]
+        positions = torch.cat([torch.arange(40), torch.arange(56)])[None]  # a pack of two rows
+        loss = model(input_ids=ids, position_ids=positions, labels=ids, use_cache=False).loss
+        loss.backward()
+        gradients = torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+        results.append((loss.detach(), gradients))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
