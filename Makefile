@@ -69,6 +69,8 @@ serve-vllm: $(VENV)/installed $(VENV)-vllm/installed ## serve the merged model w
 $(VENV)-vllm/installed: $(VLLM)
 	$(PYTHON) -m venv $(VENV)-vllm
 	$(VENV)-vllm/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@# The index's builds of these are for CUDA and stop a CPU's torch; text needs none of them.
+	$(if $(findstring cpu,$<),$(VENV)-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec)
 	@touch $@
 
 test: setup ## the tests, on a tiny model; no GPU and no hub needed

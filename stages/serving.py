@@ -200,7 +200,7 @@ def llama_server(
     port: int = 0,
     options: Sequence[str | Path] = (),
 ) -> Iterator[Running]:
-    """Run a llama-server for the length of a `with` block, ready to answer; its warnings go to standard error.
+    """Run a llama-server for the length of a `with` block, ready to answer; its errors go to standard error.
 
     Args:
         artifact: The name under which it serves the model.
@@ -231,7 +231,7 @@ def llama_server(
             "--cache-ram": room.cache_mb,
             "--chat-template-file": jinja,
             "--cors-origins": "localhost",  # no web page from elsewhere may ask it behind a person's back
-            "--verbosity": 2,  # warnings and errors
+            "--verbosity": 1,  # errors; at 2 it warns of every prompt that it has answered before
         }
         if params.data.task == "text-to-sql":
             settings["--temp"] = 0
