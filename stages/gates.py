@@ -11,10 +11,11 @@ from stages.params import AT_LEAST, parse_gate
 class Checked:
     """A gate and what was found.
 
-    sign: ">=" or "<="; value: None where it was not measured; margin: how far the value is on the right side of the
-    limit, negative beyond it.
+    name: ARTIFACT.METRIC, as in params.yaml; sign: ">=" or "<="; value: None where it was not measured; margin: how far
+    the value is on the right side of the limit, negative beyond it.
     """
 
+    artifact: str
     name: str
     sign: str
     limit: float
@@ -44,5 +45,5 @@ def check(gates: Mapping[str, Mapping[str, float]], metrics: Mapping[str, Mappin
                     None if value is None or before is None else value - before if change == "rise" else before - value
                 )
             sign = ">=" if metric in AT_LEAST and not change else "<="
-            checked.append(Checked(f"{artifact}.{name}", sign, limit, value))
+            checked.append(Checked(artifact, f"{artifact}.{name}", sign, limit, value))
     return checked

@@ -3,7 +3,7 @@
 import difflib
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
@@ -319,6 +319,8 @@ def _by_key(errors: list[dict]) -> list[dict]:
         while depth < len(error["loc"]) and isinstance(section, type) and issubclass(section, Section):
             field = section.model_fields.get(error["loc"][depth])
             section, depth = field and field.annotation, depth + 1
+        if get_origin(section) is dict:  # what follows are its keys, and no types
+            depth = len(error["loc"])
         key = error["loc"][:depth] if depth else ("", len(merged))
         if key in merged and depth < len(error["loc"]):
             merged[key]["msg"] += " or " + error["msg"].removeprefix("Input should be ")

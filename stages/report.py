@@ -177,11 +177,13 @@ def summarize(metrics: dict[str, dict], training: dict, data: dict, checked: lis
     per_artifact = {
         metric: {name: values[metric] for name, values in metrics.items() if metric in values} for metric in shown
     }
+    broken = Counter({gate.artifact: 0 for gate in checked})
+    broken.update(gate.artifact for gate in checked if not gate.holds)
     return {
         **{metric: values for metric, values in per_artifact.items() if values},
         "train": {name: training[name] for name in ("train_loss", "validation_loss", "trainable_parameters", "tokens")},
         "data": {f"{split}_rows": data["rows"][split] for split in ("train", "validation", "test")},
-        "gates": {"checked": len(checked), "broken": sum(not gate.holds for gate in checked)},
+        "gates_broken": dict(sorted(broken.items())),
     }
 
 

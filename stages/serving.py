@@ -22,7 +22,7 @@ from gguf import GGUFReader
 
 from stages import base_model, llama_cpp
 from stages.console import Refusal
-from stages.doctor import available_memory
+from stages.device import available_memory
 from stages.params import Params
 
 MODELS = Path("models")
@@ -54,8 +54,12 @@ class Running:
 
 
 def default_artifact(params: Params) -> str:
-    """The GGUF that is meant to be served: the last of gguf.types."""
-    return params.gguf.types[-1]
+    """The GGUF to ship: the last of gguf.types whose gates held at the last report, if there is one."""
+    try:
+        broken = json.loads(Path("metrics/summary.json").read_text(encoding="utf-8")).get("gates_broken", {})
+    except FileNotFoundError:
+        broken = {}
+    return next((type_ for type_ in reversed(params.gguf.types) if not broken.get(type_)), params.gguf.types[-1])
 
 
 def find_gguf(artifact: str, params: Params) -> Path:
