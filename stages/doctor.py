@@ -107,7 +107,7 @@ def installed_packages(requirements: Path = Path("requirements.txt")) -> Finding
     for included in re.findall(r"^-r (\S+)", lines, re.MULTILINE):
         lines += requirements.with_name(included).read_text()
     for line in lines.splitlines():
-        pin = re.match(r"([\w.-]+)(?:\[.*\])?(?:==([\w.!+]+))?", line)
+        pin = re.match(r"(\w[\w.-]*)(?:\[.*\])?(?:==([\w.!+]+))?", line)
         if not pin:
             continue
         count += 1

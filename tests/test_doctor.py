@@ -248,10 +248,11 @@ def test_an_8b_run_on_a_machine_that_is_too_small(tmp_path, monkeypatch):
     assert re.search(r"40\.0 GB free under .*, a whole run writes about 4\d\.\d GB", finding.figure)
     assert "shorten gguf.types" in finding.advice
 
-    monkeypatch.setattr(doctor, "available_memory", lambda: 12 * GB)
+    monkeypatch.setattr(device, "available_memory", lambda: 12 * GB)
     assert doctor.merge_memory(params, model).level == doctor.OK
     gpu = namedtuple("cuda", "is_available mem_get_info")(lambda: True, lambda: (12 * GB, 12 * GB))
     monkeypatch.setattr(torch, "cuda", gpu)
+    monkeypatch.setattr(device, "gpu", lambda: device.Device("a card", True, 12 * GB, 1e14))
     finding = doctor.scoring_memory(params, model)
     assert finding.level == doctor.PROBLEM
     assert finding.figure == "base and merged take 17.7 GB, 12.0 GB free on the GPU, 12.0 GB of RAM available"
@@ -260,7 +261,7 @@ def test_an_8b_run_on_a_machine_that_is_too_small(tmp_path, monkeypatch):
     assert doctor.scoring_memory(few, model).level == doctor.OK
     assert doctor.training_memory(params, shape).level == doctor.OK
 
-    monkeypatch.setattr(torch, "cuda", gpu._replace(mem_get_info=lambda: (5 * GB, 6 * GB)))
+    monkeypatch.setattr(device, "gpu", lambda: device.Device("a card", True, 5 * GB, 1e14))
     finding = doctor.training_memory(params, shape)
     assert finding.level == doctor.PROBLEM
     assert re.search(
