@@ -84,7 +84,9 @@ def score(artifact: str, monkeypatch) -> dict:
     return json.loads(Path(f"metrics/{artifact}.json").read_text())
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize(
+    "name", ["qwen3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mistral", "gemma3"))]
+)
 def test_the_whole_pipeline(inside, monkeypatch, name):
     write_model(SHIPPED[name])
     fetch_base.main()

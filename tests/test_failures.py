@@ -78,7 +78,7 @@ def test_memory_that_does_not_suffice(workspace, body):
     assert refused(workspace.python("-c", RUN.format(body))).startswith("this machine's memory is full")
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "adapter_model.safetensors"])
+@pytest.mark.parametrize("name", [pytest.param("optimizer.pt", marks=pytest.mark.slow), "adapter_model.safetensors"])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(prepared, name):
     assert prepared.run("quantize_load_train").returncode == 0
     expected = load_file("models/adapter/adapter_model.safetensors")
