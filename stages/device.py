@@ -11,12 +11,14 @@ import torch
 
 @dataclass(frozen=True)
 class Device:
-    """What a run is fitted to."""
+    """What a run is fitted to: one device, or several of a kind."""
 
     name: str
     is_gpu: bool
-    free: int  # bytes that a run may take, the model included
-    rate: float  # floating point operations a second on large bf16 matrix products
+    free: int  # bytes that a run may take, the model included; of each
+    rate: float  # floating point operations a second on large bf16 matrix products; of each
+    count: int = 1  # devices, which share the rows of a step
+    sharded: bool = False  # whether they share the model, too
 
 
 def gpu() -> Device:

@@ -42,16 +42,18 @@ def attention_implementation(device: torch.device) -> str:
     return "flex_attention" if device.type == "cuda" else "sdpa"
 
 
-def speed_up(model: nn.Module, recomputed_layers: int, backend: str = "inductor") -> None:
+def speed_up(model: nn.Module, recomputed_layers: int, backend: str = "inductor", sharded: bool = False) -> None:
     """Compile the decoder layers of `model` (a PEFT model over NF4 weights), in place.
 
     The first `recomputed_layers` layers keep nothing but their input for the backward pass and compute the rest of it
     again (Chen et al., 2016, arXiv:1604.06174), except for the last product, which no gradient needs. The others keep
     the results of their matrix products and of attention and recompute norms, rotations and activations. Compilation
     happens at the first step, once for each of the two kinds and not once a layer, and again at the first pack of
-    another length, for all lengths then; `backend` is torch.compile's.
+    another length, for all lengths then; `backend` is torch.compile's. `sharded`: the weights are to be, by FSDP.
     """
-    use_fast_linears(model)
+    use_fast_linears(model, sharded)
+    # DDP would have graphs cut where its buckets of gradients end; these are a layer each, and may not be cut.
+    torch._dynamo.config.optimize_ddp = False
     # Without this the first layer would be the only one whose input needs no gradient, and be compiled apart.
     model.enable_input_require_grads()
     backbone = model.get_base_model().model

@@ -24,6 +24,10 @@ LIGHTER = 0.9  # what a plan that did not fit may take at the next try, as a sha
 T = TypeVar("T")
 
 
+class TooLarge(Exception):
+    """In one of several processes the memory did not suffice; all of them raise it."""
+
+
 def shape_of(skeleton, lora: Lora) -> Shape:
     """What the memory of a run with this adapter depends on, read off the model without weights."""
     return memory_plan.shape_of(skeleton, lora.r, lora.target_modules, getattr(torch, lora.dtype).itemsize)
@@ -48,16 +52,18 @@ def lay_out(shape: Shape, lengths: Sequence[int], train: Train, device: Device, 
     if not device.is_gpu:
         return memory_plan.predict_on_cpu(shape, fixed or max(CPU_PACK_TOKENS, *lengths), train.optimizer)
     steps = step_tokens(lengths, train)
-    limits = memory_plan.pack_lengths(max(lengths), max(steps)) if fixed is None else [fixed]
+    largest = max(max(lengths), -(-max(steps) // device.count))
+    limits = memory_plan.pack_lengths(max(lengths), largest) if fixed is None else [fixed]
     fitting = functools.partial(
         memory_plan.choose,
         shape,
         device.free if free is None else free,
         train.memory,
         max(lengths),
-        max(steps),
+        largest,
         train.optimizer,
-        lengths=sorted({longest_pack(lengths, train, limit) for limit in limits}),
+        lengths=sorted({longest_pack(lengths, train, limit, device.count) for limit in limits}),
+        shards=device.count if device.sharded else 1,
     )
     if train.compile != "auto":
         return fitting(compiled=train.compile)
@@ -66,12 +72,12 @@ def lay_out(shape: Shape, lengths: Sequence[int], train: Train, device: Device, 
         plain = fitting(compiled=False)
     except Refusal:
         return fast
-    return min(fast, plain, key=lambda plan: memory_plan.seconds(shape, plan, sum(steps), device.rate))
+    return min(fast, plain, key=lambda plan: seconds(shape, plan, sum(steps), device))
 
 
-def longest_pack(lengths: Sequence[int], train: Train, limit: int) -> int:
+def longest_pack(lengths: Sequence[int], train: Train, limit: int, processes: int) -> int:
     """Tokens of the longest pack of a run whose packs are to have at most `limit`; rows may not fill them."""
-    steps = packing.plan(lengths, train.batch_size, limit, train.epochs, train.max_steps, train.seed)
+    steps = packing.plan(lengths, train.batch_size, limit, train.epochs, train.max_steps, train.seed, processes)
     return max(sum(lengths[row] for row in pack) for step in steps for pack in step)
 
 
@@ -83,20 +89,22 @@ def step_tokens(lengths: Sequence[int], train: Train) -> list[int]:
 
 def seconds(shape: Shape, plan: MemoryPlan, tokens: int, device: Device) -> float:
     """Seconds that training on `tokens` tokens takes, compilation included."""
+    each = tokens / device.count
     if device.is_gpu:
-        return memory_plan.seconds(shape, plan, tokens, device.rate)
-    return tokens * 2 * shape.quantized * 2 / (device.rate * CPU_EFFICIENCY)
+        return memory_plan.seconds(shape, plan, each, device.rate)
+    return each * 2 * shape.quantized * 2 / (device.rate * CPU_EFFICIENCY)
 
 
 def describe(shape: Shape, plan: MemoryPlan, tokens: int, device: Device) -> dict[str, str]:
     """The plan in words: how the run goes, how long, and what memory it takes."""
     minutes = seconds(shape, plan, tokens, device) / 60
     parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in plan.parts.items())
+    each = " on each" if device.count > 1 else ""
     return {
         "layout": packs(shape, plan) if device.is_gpu else f"packs of at most {plan.pack_tokens:,} tokens",
         "time": f"about {minutes:.1f} minutes for {tokens:,} tokens"
         + (f", {memory_plan.COMPILE_SECONDS:.0f} seconds of it for compilation" if plan.compiled else ""),
-        "memory": f"about {plan.peak / 1e9:.1f} GB of {device.free / 1e9:.1f} GB free ({parts})",
+        "memory": f"about {plan.peak / 1e9:.1f} GB of {device.free / 1e9:.1f} GB free{each} ({parts})",
     }
 
 
@@ -115,16 +123,18 @@ def run_fitted(
     """What `attempt` returns for the first plan whose memory suffices.
 
     Where it raises torch.OutOfMemoryError it is called again with a lighter plan: what is the fastest within a tenth
-    less memory, which is more recomputation first and shorter packs then.
+    less memory, which is more recomputation first and shorter packs then. On several devices it has to raise TooLarge,
+    in every process: one alone cannot begin again while the others wait for it.
 
     Raises:
         Refusal: if there is no lighter plan.
     """
     plan = lay_out(shape, lengths, train, device)
+    too_large = torch.OutOfMemoryError if device.count == 1 else TooLarge
     while True:
         try:
             return attempt(plan)
-        except torch.OutOfMemoryError:
+        except too_large:
             pass  # its traceback holds the model; it must be gone before the next one comes
         gc.collect()
         torch._dynamo.reset()

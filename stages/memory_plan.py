@@ -125,7 +125,7 @@ def shape_of(skeleton: nn.Module, r: int, target_modules: str | list[str], train
 
 
 def predict(
-    shape: Shape, pack_tokens: int, recomputed_layers: int, optimizer: str, compiled: bool = True
+    shape: Shape, pack_tokens: int, recomputed_layers: int, optimizer: str, compiled: bool = True, shards: int = 1
 ) -> MemoryPlan:
     """The peak memory of a layout.
 
@@ -135,7 +135,13 @@ def predict(
         recomputed_layers: layers that keep their input alone (see `stages.fast_path.speed_up`).
         optimizer: "adamw" or "paged_adamw_8bit".
         compiled: the fast path, or the plain one (which recomputes all layers and keeps intermediate results apart).
+        shards: devices that share the layers; each has all of the rest (embeddings, head, scales of the 4-bit weights),
+            and besides its share the whole of the layer that computes and of the one that is fetched meanwhile.
     """
+    codes, scales = shape.quantized / 2, shape.quantized * (NF4 - 0.5)
+    layer = (codes + shape.trainable * shape.trainable_bytes) / shape.layers
+    gathered = 0 if shards == 1 else 2 * layer
+    trainable = shape.trainable / shards
     token = pack_tokens * BF16
     if compiled:
         kept_layers = shape.layers - recomputed_layers
@@ -152,9 +158,9 @@ def predict(
         pack_tokens=pack_tokens,
         recomputed_layers=recomputed_layers,
         compiled=compiled,
-        weights=round(shape.quantized * NF4) + shape.unquantized * BF16,
-        adapter=shape.trainable * 2 * shape.trainable_bytes,
-        optimizer=shape.trainable * 2 * (1 if optimizer == "paged_adamw_8bit" else shape.trainable_bytes),
+        weights=round(codes / shards + scales + gathered) + shape.unquantized * BF16,
+        adapter=round(trainable * 2 * shape.trainable_bytes),
+        optimizer=round(trainable * 2 * (1 if optimizer == "paged_adamw_8bit" else shape.trainable_bytes)),
         activations=token * kept + in_backward,
         logits=max(0, in_head - in_backward),
     )
@@ -181,6 +187,7 @@ def choose(
     optimizer: str,
     compiled: bool = True,
     lengths: Sequence[int] | None = None,
+    shards: int = 1,
 ) -> MemoryPlan:
     """The fastest layout that fits.
 
@@ -194,6 +201,7 @@ def choose(
         optimizer: "adamw" or "paged_adamw_8bit".
         compiled: the fast path, or the plain one, which recomputes all layers whatever `memory` says.
         lengths: of packs, to choose from; by default those of `pack_lengths`.
+        shards: devices that share the model.
 
     Raises:
         Refusal: if the longest row does not fit.
@@ -208,7 +216,7 @@ def choose(
         levels = [shape.layers]
     elif memory == "high":
         levels = [0]
-    layouts = [predict(shape, length, level, optimizer, compiled) for length in lengths for level in levels]
+    layouts = [predict(shape, length, level, optimizer, compiled, shards) for length in lengths for level in levels]
     fitting = [layout for layout in layouts if layout.peak <= free * USABLE]
     if not fitting:
         least = min(layouts, key=lambda layout: layout.peak)
@@ -223,7 +231,7 @@ def choose(
     return min(fitting, key=lambda layout: _relative_cost(shape, layout))
 
 
-def seconds(shape: Shape, plan: MemoryPlan, tokens: int, rate: float) -> float:
+def seconds(shape: Shape, plan: MemoryPlan, tokens: float, rate: float) -> float:
     """Seconds that training on `tokens` tokens takes, compilation included, where `rate` is the floating point
     operations a second of the GPU on large bf16 matrix products."""
     if not plan.compiled:

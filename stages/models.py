@@ -17,13 +17,18 @@ from stages.params import Lora, Quantization
 QUANTIZATION = "quantization.json"
 
 
-def quantization_config(quantization: Quantization) -> BitsAndBytesConfig:
-    """QLoRA's storage: 4-bit blocks, doubly quantized scales (Dettmers et al. 2023, arXiv:2305.14314, section 3)."""
+def quantization_config(quantization: Quantization, sharded: bool = False) -> BitsAndBytesConfig:
+    """QLoRA's storage: 4-bit blocks, doubly quantized scales (Dettmers et al. 2023, arXiv:2305.14314, section 3).
+
+    What is to be `sharded` is kept in words of the compute dtype, since FSDP shards floating point numbers only.
+    """
+    dtype = getattr(torch, quantization.compute_dtype)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=quantization.type,
         bnb_4bit_use_double_quant=quantization.double_quantization,
-        bnb_4bit_compute_dtype=getattr(torch, quantization.compute_dtype),
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_quant_storage=dtype if sharded else torch.uint8,
     )
 
 
@@ -33,22 +38,28 @@ def read_quantization(adapter: Path) -> Quantization:
 
 
 def load_base(
-    folder: Path, quantization: Quantization, attention: str = "sdpa", config: PreTrainedConfig | None = None
+    folder: Path,
+    quantization: Quantization,
+    attention: str = "sdpa",
+    config: PreTrainedConfig | None = None,
+    sharded: bool = False,
 ) -> PreTrainedModel:
-    """Load the model in `folder` with its linear layers in 4 bits, on the GPU if there is one.
+    """Load the model in `folder` with its linear layers in 4 bits, on this process's GPU if there is one.
 
     No `prepare_model_for_kbit_training`: its upcast of norms, embeddings and head to float32 costs gigabytes and time
-    and is not needed when everything else is bfloat16. A `config` of fewer layers loads just those.
+    and is not needed when everything else is bfloat16. A `config` of fewer layers loads just those. What is to be
+    `sharded` over GPUs stays in the CPU's memory until then, so that no GPU ever holds the whole model.
 
     Raises:
         Refusal: if the weights cannot be read.
     """
+    on_gpu = torch.cuda.is_available() and not sharded
     model = _load(
         folder,
         config,
         dtype=getattr(torch, quantization.compute_dtype),
-        quantization_config=quantization_config(quantization),
-        device_map={"": 0 if torch.cuda.is_available() else "cpu"},
+        quantization_config=quantization_config(quantization, sharded),
+        device_map={"": torch.cuda.current_device() if on_gpu else "cpu"},
         attn_implementation=attention,
     )
     for layer in model.modules():

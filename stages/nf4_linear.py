@@ -10,6 +10,7 @@ product.
 
 import bitsandbytes as bnb
 import torch
+from bitsandbytes.functional import QuantState
 from peft.tuners.lora.bnb import Linear4bit as LoraLinear4bit
 from torch import Tensor, nn
 from torch.nn import functional
@@ -17,26 +18,37 @@ from torch.nn import functional
 NESTED_BLOCK = 256  # scales that share one second-level scale: fixed in bitsandbytes' double quantization
 
 
-def use_fast_linears(model: nn.Module) -> int:
+def use_fast_linears(model: nn.Module, sharded: bool = False) -> int:
     """Let each 4-bit layer of `model`, with LoRA or without, compute through the one operator. Returns their number.
 
     Call it when the adapter is in place (after `get_peft_model` or the trainer's constructor). Parameters, names and
     what is saved stay as they are. A LoRA layer that the operator does not cover (dropout, DoRA, several adapters)
-    keeps PEFT's own forward pass over the fast base layer.
+    keeps PEFT's own forward pass over the fast base layer. Weights that are to be `sharded` are taken as they are when
+    the layer computes: they are whole only then.
     """
     layers = 0
     for module in model.modules():
         if type(module) is LoraLinear4bit and _is_plain_lora(module):
             module.__class__ = FastLoraLinear4bit
         elif type(module) is bnb.nn.Linear4bit:
-            module.packed = _packed_weight(module)
+            module.scales = _scales(module.weight.quant_state)
+            module.codes = None if sharded else module.weight.data.as_subclass(Tensor).view(torch.uint8)
             module.__class__ = FastLinear4bit
             layers += 1
     return layers
 
 
 class FastLinear4bit(bnb.nn.Linear4bit):
-    """A frozen 4-bit layer; `packed` is its quantized weight as the operator takes it."""
+    """A frozen 4-bit layer; `packed` is its quantized weight as the operator takes it.
+
+    `codes` is None where the weight is sharded.
+    """
+
+    @property
+    def packed(self) -> list[Tensor]:
+        """The tensors of the quantized weight: codes, scales, value of each code and, if the scales are quantized as
+        well, their offset, scales and value of each code."""
+        return [self.weight if self.codes is None else self.codes, *self.scales]
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., in_features) to (..., out_features), in the layer's compute dtype inside and x's outside."""
@@ -72,21 +84,20 @@ def _is_plain_lora(module: LoraLinear4bit) -> bool:
     return name in module.lora_A and is_certain and not module.lora_variant and not module.lora_bias[name]
 
 
-def _packed_weight(module: bnb.nn.Linear4bit) -> list[Tensor]:
-    """The tensors of a quantized weight: codes, scales, value of each code and, if the scales are quantized as well,
-    their offset, scales and value of each code."""
-    weight, state = module.weight, module.weight.quant_state
-    packed = [weight.data.as_subclass(Tensor).view(torch.uint8), state.absmax, state.code]
-    return [*packed, state.offset, state.state2.absmax, state.state2.code] if state.nested else packed
+def _scales(state: QuantState) -> list[Tensor]:
+    """What turns the codes of a quantized weight into numbers; see `FastLinear4bit.packed`."""
+    scales = [state.absmax, state.code]
+    return [*scales, state.offset, state.state2.absmax, state.state2.code] if state.nested else scales
 
 
 def dequantize(packed: list[Tensor], out_features: int, dtype: torch.dtype) -> Tensor:
     """The (out_features, in_features) weight in `dtype`: the value of each 4-bit code times the scale of its block."""
-    codes, scales, values = packed[:3]
+    codes = packed[0].view(torch.uint8)  # a sharded weight comes in longer words
+    scales, values = packed[1:3]
     if codes.is_cuda:
         from stages.nf4_kernel import dequantize_on_gpu
 
-        return dequantize_on_gpu(packed, out_features, dtype)
+        return dequantize_on_gpu([codes, *packed[1:]], out_features, dtype)
     if len(packed) > 3:
         offset, outer_scales, scale_values = packed[3:]
         outer = outer_scales.repeat_interleave(NESTED_BLOCK)[: scales.numel()]

@@ -16,7 +16,15 @@ from datasets import Dataset
 from stages.chat import IGNORED, Encoded
 
 
-def plan(lengths: Sequence[int], batch_size: int, pack_tokens: int, epochs: float, max_steps: int | None, seed: int):
+def plan(
+    lengths: Sequence[int],
+    batch_size: int,
+    pack_tokens: int,
+    epochs: float,
+    max_steps: int | None,
+    seed: int,
+    processes: int = 1,
+) -> list[list[list[int]]]:
     """Lay out a training run.
 
     Args:
@@ -26,10 +34,12 @@ def plan(lengths: Sequence[int], batch_size: int, pack_tokens: int, epochs: floa
         epochs: passes over the rows, each in its own order; may be fractional.
         max_steps: stop after that many steps, if it comes first.
         seed: of the order.
+        processes: that share a step; its rows are the same for any number of them.
 
     Returns:
         Steps, each a list of packs, each a list of row numbers. All steps have the same number of packs (the trainer
-        accumulates a fixed number of gradients), balanced by tokens; a pack of a small step may be empty.
+        accumulates a fixed number of gradients), balanced by tokens; a pack of a small step may be empty. Each process
+        takes one of `processes` packs behind one another, and in a step all of them take about equally many tokens.
     """
     steps_per_epoch = math.ceil(len(lengths) / batch_size)
     total = max(1, round(epochs * steps_per_epoch))
@@ -42,13 +52,14 @@ def plan(lengths: Sequence[int], batch_size: int, pack_tokens: int, epochs: floa
         epoch += 1
     steps = steps[:total]
 
-    packs_per_step = 1
+    packs_each = 1
     packed: list[list[list[int]]] = []
     while len(packed) < total:
         rows = steps[len(packed)]
-        packs = balance(rows.tolist(), lengths, packs_per_step)
+        shares = [balance(share, lengths, packs_each) for share in balance(rows.tolist(), lengths, processes)]
+        packs = [pack for together in zip(*shares, strict=True) for pack in together]
         if max(sum(lengths[row] for row in pack) for pack in packs) > pack_tokens:
-            packs_per_step += 1  # too many tokens for so few packs: start over with one more
+            packs_each += 1  # too many tokens for so few packs: start over with one more
             packed = []
         else:
             packed.append(packs)

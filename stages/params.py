@@ -107,6 +107,8 @@ class Train(Section):
     memory: Literal["auto", "low", "high"] = "auto"
     micro_batch_tokens: Annotated[int, Field(ge=16)] | Literal["auto"] = "auto"
     compile: bool | Literal["auto"] = "auto"
+    devices: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    parallel: Literal["ddp", "fsdp"] = "ddp"
     eval_steps: Count = 20
     checkpoint_steps: Count = 20
     seed: Seed = 0
@@ -198,6 +200,13 @@ class Params(Section):
                 problems.append(
                     f"gguf.types: {type_} cannot be made, llama.cpp wants an importance matrix for this type"
                 )
+        devices = self.train.devices
+        if devices != "auto" and devices > self.train.batch_size:
+            problems.append(
+                f"train.devices: {devices} cannot share a step of {self.train.batch_size} rows (train.batch_size)"
+            )
+        if self.train.parallel == "fsdp" and self.train.optimizer != "adamw":
+            problems.append("train.parallel: fsdp shards the optimizer's state, too; set train.optimizer to adamw")
         if isinstance(self.train.micro_batch_tokens, int) and self.train.micro_batch_tokens < self.train.max_length:
             problems.append(
                 f"train.micro_batch_tokens: {self.train.micro_batch_tokens} cannot hold a row of train.max_length "

@@ -3,6 +3,9 @@
 Writes models/adapter (what PEFT saves, and the base model's record) and results/train (log.csv, metrics.json,
 environment.json). Checkpoints live outside of these outputs, in .checkpoints/<hash of what decides the result>, because
 DVC removes outputs before a stage runs: a killed run goes on from there and ends with the same adapter.
+
+Where several GPUs are to be used this starts itself in several processes, which share the rows of each step (DDP), or
+the model as well (FSDP). What a step learns from, and so the adapter, is the same; the first process writes.
 """
 
 import csv
@@ -15,19 +18,26 @@ import resource
 import shutil
 import signal
 import time
+import warnings
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from bitsandbytes.nn import Linear4bit
 from datasets import disable_progress_bars
 from peft import LoraConfig
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor, distribute_tensor
 from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback, set_seed
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
-from stages import base_model, chat, device, fast_path, layout, models, packed_attention, packing
+from stages import base_model, chat, device, fast_path, layout, models, nf4_linear, packed_attention, packing, several
 from stages.console import Refusal, run_stage, summary
+from stages.device import Device
 from stages.memory_plan import MemoryPlan
 from stages.outputs import new_folder, room_in, write_json
 from stages.params import Params, Train, load_params
@@ -40,6 +50,9 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate"
 
 def main() -> None:
     params = load_params()
+    if not several.is_started() and (processes := several.wanted(params.train)) * several.machines() > 1:
+        several.start("stages.quantize_load_train", processes)
+        return
     # Set before the first allocation: packs of changing lengths leave gaps in memory otherwise.
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     base = base_model.locate(Path("models/base"))
@@ -50,26 +63,29 @@ def main() -> None:
     rows = {split: read_encoded(PREPARED / f"{split}.jsonl", params.train, tokenizer, stops) for split in SPLITS}
     lengths = [len(row.input_ids) for row in rows["train"]]
     shape = layout.shape_of(skeleton, params.lora)
-    here = device.gpu() if torch.cuda.is_available() else device.cpu()
+    here = devices(params.train)
     checkpoints = checkpoint_folder(params)
 
     tokens = sum(layout.step_tokens(lengths, params.train))
 
     def run(plan: MemoryPlan) -> tuple[Trainer, dict]:
         summary(f"plan for {here.name}", layout.describe(shape, plan, tokens, here))
-        steps = plan_steps(rows["train"], plan.pack_tokens, params.train)
+        steps = plan_steps(rows["train"], plan.pack_tokens, params.train, here.count)
         set_seed(params.train.seed)
-        trainer = make_trainer(params, base, tokenizer, rows, steps, plan, checkpoints)
+        trainer = make_trainer(params, base, tokenizer, rows, steps, plan, here, checkpoints)
         return trainer, train(trainer, rows, steps, checkpoints)
 
     trainer, metrics = layout.run_fitted(run, shape, lengths, params.train, here)
+    adapter = trainer.whole_adapter()
+    if not several.is_first():
+        return
 
     with new_folder(Path("results/train")) as output:
         write_log(output / "log.csv", trainer.state.log_history)
         write_json(output / "metrics.json", metrics)
-        write_json(output / "environment.json", environment(params))
+        write_json(output / "environment.json", environment(params, here))
     with new_folder(Path("models/adapter")) as output:
-        trainer.model.save_pretrained(output)
+        trainer.model.save_pretrained(output, state_dict=adapter)
         (output / "README.md").unlink(missing_ok=True)  # PEFT's template of a model card, all blanks
         name_base(output / "adapter_config.json", params)
         write_json(output / models.QUANTIZATION, params.quantization.model_dump())
@@ -88,20 +104,33 @@ def read_encoded(path: Path, train: Train, tokenizer, stops: list[int]) -> list[
     return encoded
 
 
-def plan_steps(encoded: list[chat.Encoded], pack_tokens: int, train: Train) -> list[list[list[int]]]:
+def devices(train: Train) -> Device:
+    """What this run is fitted to: the devices of all processes, each as good as the one that has least of it."""
+    several.state()  # each process takes its own GPU
+    here = device.gpu() if torch.cuda.is_available() else device.cpu()
+    count = several.state().num_processes
+    if count == 1:
+        return here
+    free = here.free if here.is_gpu else here.free // count
+    free, rate = (min(values) for values in zip(*several.gathered((free, here.rate)), strict=True))
+    return Device(f"{count} x {here.name}", here.is_gpu, free, rate, count, train.parallel == "fsdp")
+
+
+def plan_steps(encoded: list[chat.Encoded], pack_tokens: int, train: Train, processes: int) -> list[list[list[int]]]:
     """Steps of packs of row numbers."""
     lengths = [len(row.input_ids) for row in encoded]
-    return packing.plan(lengths, train.batch_size, pack_tokens, train.epochs, train.max_steps, train.seed)
+    return packing.plan(lengths, train.batch_size, pack_tokens, train.epochs, train.max_steps, train.seed, processes)
 
 
 def checkpoint_folder(params: Params) -> Path:
     """.checkpoints/<hash> of all that decides the result: parameters, rows and the base model.
 
-    Under DVC_ROOT, the repository that a person works in, also when DVC runs this stage in a temporary copy of it.
+    Devices have no part in it: a run goes on with another number of them. Under DVC_ROOT, the repository that a person
+    works in, also when DVC runs this stage in a temporary copy of it.
     """
     digest = hashlib.sha256()
     for section in (params.quantization, params.lora, params.train):
-        digest.update(section.model_dump_json().encode())
+        digest.update(section.model_dump_json(exclude={"devices", "parallel"}).encode())
     for path in (PREPARED / "train.jsonl", PREPARED / "validation.jsonl", Path("models/base") / base_model.RECORD):
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return Path(os.environ.get("DVC_ROOT", ".")) / ".checkpoints" / digest.hexdigest()[:16]
@@ -162,16 +191,21 @@ class Guard(TrainerCallback):
 
     def on_step_end(self, args, state, control, **_) -> None:
         self.bar.update()
+        self.terminated = several.in_any(self.terminated)  # the signal reaches no two processes in the same step
         if self.terminated:
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args, state, control, **_) -> None:
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        write_json(checkpoint / COMPLETE, digests(checkpoint))
+        several.state().wait_for_everyone()  # each process writes a file of its own
+        if several.is_first():
+            write_json(checkpoint / COMPLETE, digests(checkpoint))
 
 
 class Trainer(SFTTrainer):
     """trl's trainer, with the guard in place, no model card in its checkpoints, and on a GPU a rehearsal.
+
+    A checkpoint holds adapter and optimizer whole also where FSDP shards them, so it suits any number of processes.
 
     Args:
         adapter_dtype: precision of the adapter.
@@ -200,10 +234,21 @@ class Trainer(SFTTrainer):
         """Go through the longest pack once, without a step of the optimizer and before the first: if the memory does
         not suffice, it shows now and not hours later."""
         longest = self.data_collator([self.train_dataset[self.longest_pack]])
-        with torch.random.fork_rng([self.args.device]):
-            moments = [torch.empty_like(p) for p in model.parameters() if p.requires_grad for _ in range(2)]
-            super().training_step(model, longest)
-        del moments
+        apart = self.accelerator.num_processes > 1 and not self.is_fsdp_enabled
+        # DDP's processes meet in nothing here, so that one that fails leaves none waiting.
+        unsynchronized = self.accelerator.no_sync(model) if apart else nullcontext()
+        try:
+            with torch.random.fork_rng([self.args.device]), unsynchronized:
+                moments = [torch.empty_like(p) for p in model.parameters() if p.requires_grad for _ in range(2)]
+                super().training_step(model, longest)
+            del moments
+            fits = True
+        except torch.OutOfMemoryError:
+            if not apart:
+                raise
+            fits = False
+        if several.in_any(not fits):
+            raise layout.TooLarge
         model.zero_grad()
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -213,7 +258,10 @@ class Trainer(SFTTrainer):
         without a GPU it scores every position.
         """
         labels = inputs["labels"]
-        supervised = (labels[:, 1:] != chat.IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        if num_items_in_batch is None or not model.training:
+            supervised = (labels[:, 1:] != chat.IGNORED).sum()
+        else:  # those of all processes, whose mean is taken next
+            supervised = num_items_in_batch / self.accelerator.num_processes
         if self.args.device.type == "cuda":
             loss = -model(**inputs, fused_lm_head=True).log_probs.sum()
         else:
@@ -229,19 +277,63 @@ class Trainer(SFTTrainer):
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(self.adapter_dtype)
 
-    def _load_from_checkpoint(self, *args, **kwargs) -> None:
-        super()._load_from_checkpoint(*args, **kwargs)
-        self.cast_adapter()
+    def whole_adapter(self) -> dict[str, torch.Tensor]:
+        """The adapter's weights by name, where they are sharded put together; each process has to ask."""
+        return {name: whole(p.detach()) for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
+        if model is None:  # else FSDP has sharded what was loaded before
+            super()._load_from_checkpoint(resume_from_checkpoint)
+            self.cast_adapter()
+
+    def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
+        if self.is_fsdp_enabled and resume_from_checkpoint is not None:
+            self._load_from_checkpoint(resume_from_checkpoint)
+        return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+
+    def save_model(self, output_dir=None, _internal_call=False) -> None:
+        adapter = self.whole_adapter()
+        if self.args.should_save:
+            self._save(output_dir, adapter)
+
+    def _save_optimizer_and_scheduler(self, output_dir) -> None:
+        state = self.optimizer.state_dict()
+        moments = {at: {name: whole(value) for name, value in of.items()} for at, of in state["state"].items()}
+        if self.args.should_save:
+            torch.save(state | {"state": moments}, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint) -> None:
+        if not self.is_fsdp_enabled or checkpoint is None:
+            return super()._load_optimizer_and_scheduler(checkpoint)
+        state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for at, moments in state["state"].items():
+            mesh, placements = parameters[at].device_mesh, parameters[at].placements
+            for name, value in moments.items():
+                if value.shape == parameters[at].shape:
+                    moments[name] = distribute_tensor(value.to(self.args.device), mesh, placements)
+        self.optimizer.load_state_dict(state)
+        schedule = torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True)
+        self.lr_scheduler.load_state_dict(schedule)
 
     def create_model_card(self, *args, **kwargs) -> None:
         pass
 
 
-def make_trainer(params: Params, base: Path, tokenizer, rows, steps, plan: MemoryPlan, checkpoints: Path) -> Trainer:
+def whole(value):
+    """A tensor put together from its shards, on the CPU; anything else as it is."""
+    return value.full_tensor().cpu() if isinstance(value, DTensor) else value
+
+
+def make_trainer(
+    params: Params, base: Path, tokenizer, rows, steps, plan: MemoryPlan, here: Device, checkpoints: Path
+) -> Trainer:
     """Put model, adapter, data and settings together."""
     lora, train = params.lora, params.train
     on_gpu = torch.cuda.is_available()
     disable_progress_bars()
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")  # in accelerate's call, not here
     schedule = "constant_with_warmup" if train.lr_scheduler == "constant" else train.lr_scheduler
     lengths = [len(row.input_ids) for row in rows["validation"]]
     packs = [pack for step in steps for pack in step]
@@ -260,7 +352,7 @@ def make_trainer(params: Params, base: Path, tokenizer, rows, steps, plan: Memor
         # One example is one pack: the plan has settled order, step size and number of packs already.
         per_device_train_batch_size=1,
         per_device_eval_batch_size=1,
-        gradient_accumulation_steps=len(steps[0]),
+        gradient_accumulation_steps=len(steps[0]) // here.count,
         train_sampling_strategy="sequential",
         num_train_epochs=1,
         padding_free=True,
@@ -277,6 +369,9 @@ def make_trainer(params: Params, base: Path, tokenizer, rows, steps, plan: Memor
         bf16=params.quantization.compute_dtype == "bfloat16",
         use_cpu=not on_gpu,
         gradient_checkpointing=on_gpu and not plan.compiled,  # compiled layers recompute inside
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,
+        fsdp=here.sharded or None,
         logging_steps=1,
         logging_nan_inf_filter=False,
         eval_strategy="steps",
@@ -287,6 +382,11 @@ def make_trainer(params: Params, base: Path, tokenizer, rows, steps, plan: Memor
         report_to="none",
         disable_tqdm=True,  # the guard shows one bar, not a line a step
     )
+    if here.sharded:
+        # Adapter and activations have the precision that was asked for; gradients are added up in 32 bits.
+        config.fsdp_plugin_args["mixed_precision_policy"] = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+        # Each process keeps these whole: trl reads the head's weight past FSDP, and tied it is the embeddings' as well.
+        config.fsdp_plugin_args["ignored_modules"] = r".*\.(embed_tokens|lm_head)"
     _ = config.device  # settles the number of GPUs, by which the trainer would multiply the packs of a batch
     config._n_gpu = min(config._n_gpu, 1)
     if plan.compiled:
@@ -296,7 +396,7 @@ def make_trainer(params: Params, base: Path, tokenizer, rows, steps, plan: Memor
     trainer = Trainer(
         getattr(torch, lora.dtype),
         pack_tokens.index(max(pack_tokens)),
-        model=models.load_base(base, params.quantization, attention),
+        model=models.load_base(base, params.quantization, attention, sharded=here.sharded),
         args=config,
         train_dataset=datasets["train"],
         eval_dataset=datasets["validation"],
@@ -311,15 +411,28 @@ def make_trainer(params: Params, base: Path, tokenizer, rows, steps, plan: Memor
         ),
     )
     trainer.cast_adapter()
+    if here.sharded:
+        shardable(trainer.model, config.device)
     if plan.compiled:
-        fast_path.speed_up(trainer.model, plan.recomputed_layers)
+        fast_path.speed_up(trainer.model, plan.recomputed_layers, sharded=here.sharded)
     return trainer
+
+
+def shardable(model, gpu: torch.device) -> None:
+    """Prepare a 4-bit model for FSDP: its scales, which are no parameters, go to the GPU at once."""
+    for layer in model.modules():
+        if isinstance(layer, Linear4bit):
+            layer.quant_state.to(gpu)
+    nf4_linear.use_fast_linears(model, sharded=True)
 
 
 def train(trainer: Trainer, rows, steps, checkpoints: Path) -> dict:
     """Train to the end, from the last checkpoint if there is one, and return what is to be said of the run."""
-    started = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
-    resumed = usable_checkpoint(checkpoints)
+    started = {name: p.clone() for name, p in trainer.whole_adapter().items()}
+    size = trainer.model.get_nb_trainable_parameters()
+    resumed = several.of_first(usable_checkpoint(checkpoints) if several.is_first() else None)
+    if several.in_any(resumed is not None and not resumed.is_dir()):
+        raise Refusal(f"{resumed} is not on each machine: several machines need one folder that all of them see")
     print(
         f"training: {len(steps)} steps of {max(sum(map(len, step)) for step in steps)} rows"
         + (f", from {resumed.name}" if resumed else ""),
@@ -332,20 +445,18 @@ def train(trainer: Trainer, rows, steps, checkpoints: Path) -> dict:
     seconds = time.monotonic() - begin
     if trainer.interrupted:
         raise Refusal(f"interrupted after step {trainer.state.global_step}; `dvc repro` goes on from there")
-    check_trained(trainer.model, started)
-    return run_metrics(trainer, rows, steps, seconds, resumed)
+    check_trained(trainer.whole_adapter(), started)
+    return run_metrics(trainer, size, rows, steps, seconds, resumed)
 
 
-def check_trained(model, started: dict[str, torch.Tensor]) -> None:
+def check_trained(adapter: dict[str, torch.Tensor], started: dict[str, torch.Tensor]) -> None:
     """Raise Refusal unless every LoRA matrix B has moved away from where it started (all zeros)."""
-    still = [
-        name for name, p in model.named_parameters() if "lora_B" in name and torch.equal(p.detach(), started[name])
-    ]
+    still = [name for name, p in adapter.items() if "lora_B" in name and torch.equal(p.cpu(), started[name].cpu())]
     if not started or len(still) == sum("lora_B" in name for name in started):
         raise Refusal("the adapter did not change in training; raise train.learning_rate or check lora.target_modules")
 
 
-def run_metrics(trainer: Trainer, rows, steps, seconds: float, resumed: Path | None) -> dict:
+def run_metrics(trainer: Trainer, size: tuple[int, int], rows, steps, seconds: float, resumed: Path | None) -> dict:
     """What the summary and results/train/metrics.json say of the run."""
     history = trainer.state.log_history
     seen = [row for step in steps for pack in step for row in pack]
@@ -353,7 +464,7 @@ def run_metrics(trainer: Trainer, rows, steps, seconds: float, resumed: Path | N
     first_step = int(resumed.name.split("-")[1]) if resumed else 0
     done = sum(len(rows["train"][row].input_ids) for step in steps[first_step:] for pack in step for row in pack)
     validating = sum(entry.get("eval_runtime", 0.0) for entry in history if entry["step"] > first_step)
-    trainable, total = trainer.model.get_nb_trainable_parameters()
+    trainable, total = size
     if torch.cuda.is_available():
         peak = torch.cuda.max_memory_allocated()
     else:
@@ -368,7 +479,7 @@ def run_metrics(trainer: Trainer, rows, steps, seconds: float, resumed: Path | N
         "tokens": tokens,
         "tokens_per_second": round(done / (seconds - validating), 1),
         "seconds": round(seconds, 1),
-        "peak_memory_gb": round(peak / 1e9, 2),
+        "peak_memory_gb": round(max(several.gathered(peak)) / 1e9, 2),  # of a device
         "train_loss": round(sum(losses[-10:]) / len(losses[-10:]), 4),
         "validation_loss": round(validation[-1], 4) if validation else None,
     }
@@ -386,12 +497,13 @@ def write_log(path: Path, history: list[dict]) -> None:
         writer.writerows(lines[step] for step in sorted(lines))
 
 
-def environment(params: Params) -> dict:
+def environment(params: Params, here: Device) -> dict:
     """What differs between machines: versions, device, threads. No host name, no path, no variable of the shell."""
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "devices": here.count,
         "threads": torch.get_num_threads(),
         "packages": {name: version(name) for name in PACKAGES},
         "seeds": {"data": params.data.seed, "train": params.train.seed},
@@ -407,4 +519,4 @@ def name_base(path: Path, params: Params) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    several.work(main) if several.is_started() else run_stage(main)

@@ -76,9 +76,11 @@ def test_weights_are_those_of_bitsandbytes(double, device):
     )._quantize(torch.device(device))
     layer = Linear4bit(128, 192, bias=False)
     layer.weight = weight
+    model = torch.nn.Sequential(layer)
+    nf4_linear.use_fast_linears(model)
     expected = dequantize_4bit(weight.data, weight.quant_state)
     for _ in range(2):  # the second call takes the kernel that the first one compiled
-        assert torch.equal(nf4_linear.dequantize(nf4_linear._packed_weight(layer), 192, torch.bfloat16), expected)
+        assert torch.equal(nf4_linear.dequantize(model[0].packed, 192, torch.bfloat16), expected)
 
 
 def test_dequantized_layers_compute_what_their_four_bits_stand_for():
