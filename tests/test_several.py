@@ -1,0 +1,163 @@
+"""Two processes that train together, on a CPU through gloo: the adapter of one process, also when one of them dies."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from conftest import refused, workspace
+from safetensors.torch import load_file
+
+from stages import several
+from stages.console import Refusal
+
+make_workspace = workspace.__wrapped__ if hasattr(workspace, "__wrapped__") else workspace._get_wrapped_function()
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, tiny_model):
+    """A workspace with base.json, prepared rows and, as models/one and results/one, what one process makes of them."""
+    made = make_workspace(tmp_path_factory.mktemp("several"), tiny_model)
+    made.set(
+        {"lora.dtype": "float32", "train.epochs": 2, "train.max_steps": 5}
+    )  # so that a difference is a mistake and not rounding
+    for stage in ("fetch_base", "prepare_dataset", "quantize_load_train"):
+        done = made.run(stage)
+        assert done.returncode == 0, done.stderr
+    (made.path / "models/adapter").rename(made.path / "models/one")
+    (made.path / "results/train").rename(made.path / "results/one")
+    return made
+
+
+def start(workspace) -> subprocess.Popen:
+    command = [sys.executable, "-m", "stages.quantize_load_train"]
+    return subprocess.Popen(command, cwd=workspace.path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def after_a_checkpoint(workspace, process: subprocess.Popen) -> list[psutil.Process]:
+    """The processes that `process` has started, once a checkpoint is there."""
+    while not list(workspace.path.glob(".checkpoints/*/checkpoint-*/complete")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    started = psutil.Process(process.pid).children()
+    return [child for child in started if "stages.quantize_load_train" in child.cmdline()]
+
+
+def log(folder: Path) -> list[list[float]]:
+    """The numbers of results/.../log.csv; an empty field is 0."""
+    with (folder / "log.csv").open() as file:
+        return [[float(value or 0) for value in line.values()] for line in csv.DictReader(file)]
+
+
+def assert_as_one_process(workspace) -> None:
+    one, other = (load_file(workspace.path / f"models/{name}/adapter_model.safetensors") for name in ("one", "adapter"))
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(other[name], one[name], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        torch.tensor(log(workspace.path / "results/train")),
+        torch.tensor(log(workspace.path / "results/one")),
+        atol=1e-4,
+        rtol=1e-4,
+    )
+
+
+def test_two_processes_make_the_adapter_of_one(prepared):
+    prepared.set({"train.devices": 2})
+    done = prepared.run("quantize_load_train")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("plan for 2 x CPU") == 1
+    assert_as_one_process(prepared)
+
+
+def test_a_process_that_dies_ends_the_run_and_one_process_goes_on_from_there(prepared):
+    prepared.set({"train.devices": 2})
+    process = start(prepared)
+    _, second = after_a_checkpoint(prepared, process)
+    second.kill()
+    begin = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - begin < 60
+    assert process.returncode == 1
+    _, _, sentence = errors.rpartition("error: ")
+    assert sentence.startswith("process 1 of 2 was ended by SIGKILL")
+
+    prepared.set({"train.devices": 1})
+    done = prepared.run("quantize_load_train")
+    assert done.returncode == 0, done.stderr
+    assert "training: 5 steps of 4 rows, from checkpoint-" in done.stdout
+    assert_as_one_process(prepared)
+
+
+@pytest.mark.slow
+def test_sigterm_leaves_a_checkpoint_that_both_processes_agree_on(prepared):
+    prepared.set({"train.devices": 2, "train.max_steps": 500, "train.epochs": 200})
+    process = start(prepared)
+    after_a_checkpoint(prepared, process)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors.endswith("error: interrupted; run `dvc repro` again to go on\n")
+    assert len(list(prepared.path.glob(".checkpoints/*/checkpoint-*/rng_state_1.pth"))) == 2
+    assert len(list(prepared.path.glob(".checkpoints/*/checkpoint-*/complete"))) == 2
+
+
+@pytest.mark.slow
+def test_what_ends_every_process_is_said_once(prepared):
+    prepared.set({"train.devices": 2, "train.max_steps": 5, "train.learning_rate": 0.99, "lora.alpha": 1e30})
+    done = prepared.run("quantize_load_train")
+    assert refused(done).startswith(("loss is ", "grad_norm is "))
+    assert done.stderr.count("error: ") == 1
+
+
+@pytest.fixture
+def settings(prepared, monkeypatch):
+    """The parameters of training with changes, on a machine with so many GPUs."""
+    from stages.params import load_params
+
+    monkeypatch.chdir(prepared.path)
+    train = load_params().train
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+
+    def change(gpus: int, **values):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+        return train.model_copy(update={"batch_size": 4, "devices": "auto", "parallel": "ddp"} | values)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("gpus", "values", "expected"),
+    [
+        (0, {}, 1),
+        (1, {}, 1),
+        (2, {}, 2),
+        (8, {}, 4),  # as many as a step has rows
+        (8, {"devices": 3}, 3),
+        (0, {"devices": 2}, 2),
+        (2, {"parallel": "fsdp"}, 2),
+    ],
+)
+def test_processes_follow_from_parameters_and_machine(settings, gpus, values, expected):
+    assert several.wanted(settings(gpus, **values)) == expected
+
+
+@pytest.mark.parametrize(
+    ("gpus", "values", "sentence"),
+    [
+        (2, {"devices": 3}, r"train.devices: 3 are wanted, and 2 GPUs are visible"),
+        (0, {"devices": 5}, r"train.devices: 5 are wanted, and there are 4 CPU cores"),
+        (8, {"devices": 5}, r"train.batch_size: 4 rows a step cannot keep 5 processes busy"),
+        (0, {"parallel": "fsdp"}, r"train.parallel: fsdp .* there is none"),
+        (1, {"parallel": "fsdp"}, r"train.parallel: fsdp .* there is one"),
+    ],
+)
+def test_what_cannot_be_had_is_refused_before_anything_runs(settings, gpus, values, sentence):
+    with pytest.raises(Refusal, match=sentence):
+        several.wanted(settings(gpus, **values))
