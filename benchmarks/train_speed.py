@@ -112,10 +112,14 @@ SHAPES: dict[str, tuple[PreTrainedConfig, dict]] = {
 }
 
 
-def random_model(config: PreTrainedConfig, attention: str, device: torch.device) -> AutoModelForCausalLM:
-    """A model of this shape on `device`, its linear layers in double-quantized NF4, the same at every call."""
+def random_model(
+    config: PreTrainedConfig, attention: str, device: torch.device, sharded: bool = False
+) -> AutoModelForCausalLM:
+    """A model of this shape on `device`, its linear layers in double-quantized NF4, the same at every call.
+
+    What is to be `sharded` is made on `device` layer by layer, and left to the CPU's memory."""
     generator = torch.Generator(device).manual_seed(0)
-    quantizer = Bnb4BitHfQuantizer(quantization_config(Quantization()), pre_quantized=False)
+    quantizer = Bnb4BitHfQuantizer(quantization_config(Quantization(), sharded), pre_quantized=False)
     with init_empty_weights():  # buffers are real
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation=attention)
     quantizer.preprocess_model(model, device_map={"": device})
@@ -124,14 +128,19 @@ def random_model(config: PreTrainedConfig, attention: str, device: torch.device)
             value = torch.empty(parameter.shape, dtype=torch.bfloat16, device=device)
             value = value.fill_(1) if value.dim() == 1 else value.normal_(0, 0.02, generator=generator)
             if isinstance(module, Linear4bit):
-                quantized = Params4bit(value, requires_grad=False, quant_type="nf4", module=module)
+                storage = module.quant_storage
+                quantized = Params4bit(
+                    value, requires_grad=False, quant_type="nf4", quant_storage=storage, module=module
+                )
                 module.weight = quantized._quantize(device)
+                if sharded:
+                    module.weight.data = module.weight.data.cpu()
             else:
-                setattr(module, name, torch.nn.Parameter(value))
+                setattr(module, name, torch.nn.Parameter(value.cpu() if sharded else value))
     model.tie_weights()
     quantizer.postprocess_model(model)
     model.hf_quantizer = quantizer
-    return model.to(device)
+    return model if sharded else model.to(device)
 
 
 def random_rows(kind: str, count: int, vocabulary: int) -> list[Encoded]:

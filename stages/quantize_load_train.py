@@ -72,7 +72,8 @@ def main() -> None:
         summary(f"plan for {here.name}", layout.describe(shape, plan, tokens, here))
         steps = plan_steps(rows["train"], plan.pack_tokens, params.train, here.count)
         set_seed(params.train.seed)
-        trainer = make_trainer(params, base, tokenizer, rows, steps, plan, here, checkpoints)
+        model = models.load_base(base, params.quantization, attention(plan), sharded=here.sharded)
+        trainer = make_trainer(params, model, tokenizer, rows, steps, plan, here, checkpoints)
         return trainer, train(trainer, rows, steps, checkpoints)
 
     trainer, metrics = layout.run_fitted(run, shape, lengths, params.train, here)
@@ -326,8 +327,15 @@ def whole(value):
     return value.full_tensor().cpu() if isinstance(value, DTensor) else value
 
 
+def attention(plan: MemoryPlan) -> str:
+    """The attention to load the model with."""
+    if plan.compiled:
+        return fast_path.attention_implementation(several.state().device)
+    return "sdpa" if torch.cuda.is_available() else packed_attention.NAME
+
+
 def make_trainer(
-    params: Params, base: Path, tokenizer, rows, steps, plan: MemoryPlan, here: Device, checkpoints: Path
+    params: Params, model, tokenizer, rows, steps, plan: MemoryPlan, here: Device, checkpoints: Path
 ) -> Trainer:
     """Put model, adapter, data and settings together."""
     lora, train = params.lora, params.train
@@ -389,14 +397,10 @@ def make_trainer(
         config.fsdp_plugin_args["ignored_modules"] = r".*\.(embed_tokens|lm_head)"
     _ = config.device  # settles the number of GPUs, by which the trainer would multiply the packs of a batch
     config._n_gpu = min(config._n_gpu, 1)
-    if plan.compiled:
-        attention = fast_path.attention_implementation(config.device)
-    else:
-        attention = "sdpa" if on_gpu else packed_attention.NAME
     trainer = Trainer(
         getattr(torch, lora.dtype),
         pack_tokens.index(max(pack_tokens)),
-        model=models.load_base(base, params.quantization, attention, sharded=here.sharded),
+        model=model,
         args=config,
         train_dataset=datasets["train"],
         eval_dataset=datasets["validation"],

@@ -76,8 +76,8 @@ def is_started() -> bool:
     return "RANK" in os.environ and "LOCAL_RANK" in os.environ
 
 
-def start(module: str, processes: int) -> None:
-    """Run `python -m module` in so many processes on this machine, until the last has ended.
+def start(module: str, processes: int, *arguments: str) -> None:
+    """Run `python -m module *arguments` in so many processes on this machine, until the last has ended.
 
     What they print goes where this process prints. When one fails the others are ended within half a minute; SIGTERM
     and Ctrl-C are passed on, and leave them as long to write a checkpoint.
@@ -92,11 +92,11 @@ def start(module: str, processes: int) -> None:
         meeting = ["--num_machines", str(count), "--machine_rank", rank]
         meeting += ["--main_process_ip", address, "--main_process_port", port]
     threads = os.environ.get("OMP_NUM_THREADS") or max(1, torch.get_num_threads() // processes)
-    arguments = ["--multi_gpu", "--num_processes", str(processes * count), "--mixed_precision", "no"]
-    arguments += ["--dynamo_backend", "no", "--num_cpu_threads_per_process", str(threads), *meeting]
+    flags = ["--multi_gpu", "--num_processes", str(processes * count), "--mixed_precision", "no"]
+    flags += ["--dynamo_backend", "no", "--num_cpu_threads_per_process", str(threads), *meeting]
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # its own report of what is reported below
     try:
-        launch_command(launch_command_parser().parse_args([*arguments, "--module", module]))
+        launch_command(launch_command_parser().parse_args([*flags, "--module", module, *arguments]))
     except ChildFailedError as error:
         raise Refusal(first_failure(error, processes * count)) from None
     except SignalException:
