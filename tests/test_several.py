@@ -25,7 +25,7 @@ def prepared(tmp_path_factory, tiny_model):
     """A workspace with base.json, prepared rows and, as models/one and results/one, what one process makes of them."""
     made = make_workspace(tmp_path_factory.mktemp("several"), tiny_model)
     made.set(
-        {"lora.dtype": "float32", "train.epochs": 2, "train.max_steps": 5}
+        {"lora.dtype": "float32", "train.learning_rate": 5e-4, "train.epochs": 2, "train.max_steps": 5}
     )  # so that a difference is a mistake and not rounding
     for stage in ("fetch_base", "prepare_dataset", "quantize_load_train"):
         done = made.run(stage)
