@@ -56,12 +56,13 @@ SHAPES |= {
 
 
 class Times(TrainerCallback):
-    """When each step ended."""
+    """When each step ended; and no validation after the last."""
 
     def __init__(self):
         self.ends: list[float] = []
 
-    def on_step_end(self, *args, **kwargs):
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_evaluate = False
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.ends.append(time.perf_counter())
@@ -111,7 +112,7 @@ def measure(arguments: argparse.Namespace) -> None:
                 params, model, blank_tokenizer(), split, steps, plan, here, Path(folder)
             )
             trainer.add_callback(times)
-            metrics = quantize_load_train.train(trainer, split, steps, Path(folder))
+            quantize_load_train.train(trainer, split, steps, Path(folder))
         per_step = sum(lengths) / len(steps)
         timed = times.ends[-1] - times.ends[WARM_UP - 1]
         return {
@@ -119,7 +120,6 @@ def measure(arguments: argparse.Namespace) -> None:
             "step_seconds": round(timed / (len(times.ends) - WARM_UP), 3),
             "planned_gb": round(plan.peak / 1e9, 2),
             "losses": [round(entry["loss"], 4) for entry in trainer.state.log_history if "loss" in entry],
-            "validation_loss": metrics["validation_loss"],
         }
 
     result = layout.run_fitted(run, shape, lengths, train, here)
