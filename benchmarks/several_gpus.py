@@ -46,7 +46,7 @@ SHAPES |= {
             vocab_size=512,
             hidden_size=128,
             intermediate_size=256,
-            num_hidden_layers=2,
+            num_hidden_layers=4,
             num_attention_heads=4,
             num_key_value_heads=2,
         ),

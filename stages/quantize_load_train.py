@@ -238,6 +238,8 @@ class Trainer(SFTTrainer):
         apart = self.accelerator.num_processes > 1 and not self.is_fsdp_enabled
         # DDP's processes meet in nothing here, so that one that fails leaves none waiting.
         unsynchronized = self.accelerator.no_sync(model) if apart else nullcontext()
+        if self.is_fsdp_enabled:  # else gradients would be kept where zero_grad does not reach
+            model.set_requires_gradient_sync(True)
         try:
             with torch.random.fork_rng([self.args.device]), unsynchronized:
                 moments = [torch.empty_like(p) for p in model.parameters() if p.requires_grad for _ in range(2)]
@@ -251,6 +253,8 @@ class Trainer(SFTTrainer):
         if several.in_any(not fits):
             raise layout.TooLarge
         model.zero_grad()
+        if self.is_fsdp_enabled:
+            model.set_requires_gradient_sync(self.accelerator.sync_gradients)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Mean negative log-likelihood (nats) of the supervised tokens, over `num_items_in_batch` of them if given.

@@ -137,12 +137,14 @@ def work(main: Callable[[], None]) -> None:
                 time.sleep(PATIENCE)
             raise
 
+    status = 1
     try:
         recorded()
+        status = 0
     except Exception:
-        sys.stdout.flush()
-        os._exit(1)  # not through destructors, which would wait for processes that are gone
-    PartialState().destroy_process_group()
+        pass  # recorded
+    sys.stdout.flush()
+    os._exit(status)  # not through destructors: NCCL's wait for processes that are gone
 
 
 def state() -> PartialState:
