@@ -23,6 +23,7 @@ PACK_TOKENS = (16384, 8192, 4096, 3072, 2048, 1536, 1024, 768, 512)
 # Speeds, relative to the matrix products of one forward pass through a token (as fitted on the H200).
 RECOMPUTED = 0.73  # recomputing a layer repeats its products, except the last
 PACK_COST = 400  # tokens whose forward pass takes as long as what is paid once a pack: dequantization, launches
+GATHER_COST = 600  # the same for fetching the layers of a sharded model, over NVLink
 FAST_EFFICIENCY = 0.60  # of the GPU's rate on large matrix products
 PLAIN_EFFICIENCY = 0.33
 COMPILE_SECONDS = 20.0  # both graphs and both lengths: 16 measured on 16 cores with nothing cached, 9 in later runs
@@ -72,6 +73,7 @@ class MemoryPlan:
     activations: int
     logits: int
     libraries: int = 0  # code and their own buffers; on a GPU they are there before its free memory is asked for
+    shards: int = 1  # devices that share the layers
 
     @property
     def parts(self) -> dict[str, int]:
@@ -163,6 +165,7 @@ def predict(
         optimizer=round(trainable * 2 * (1 if optimizer == "paged_adamw_8bit" else shape.trainable_bytes)),
         activations=token * kept + in_backward,
         logits=max(0, in_head - in_backward),
+        shards=shards,
     )
 
 
@@ -243,4 +246,5 @@ def seconds(shape: Shape, plan: MemoryPlan, tokens: float, rate: float) -> float
 def _relative_cost(shape: Shape, plan: MemoryPlan) -> float:
     """Forward passes that a token costs: forward, backward, and what is repeated."""
     share = plan.recomputed_layers / shape.layers
-    return 2 + RECOMPUTED * share + (2 + share) * PACK_COST / plan.pack_tokens
+    once = PACK_COST + (GATHER_COST if plan.shards > 1 else 0)
+    return 2 + RECOMPUTED * share + (2 + share) * once / plan.pack_tokens

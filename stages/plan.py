@@ -5,11 +5,12 @@ Works before anything was run: reads the model's config.json, and the prepared r
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from stages import base_model, device, doctor, layout, models, rows
+from stages import base_model, device, doctor, layout, models, rows, several
 from stages.console import Refusal, run_stage, summary
 from stages.device import Device
 from stages.memory_plan import Shape
@@ -29,7 +30,6 @@ def main() -> None:
     shape = layout.shape_of(skeleton, params.lora)
     lengths, source = row_lengths(params)
     tokens = sum(layout.step_tokens(lengths, params.train))
-    here = device.gpu() if torch.cuda.is_available() else device.cpu()
 
     summary(
         params.model.id,
@@ -40,12 +40,15 @@ def main() -> None:
         },
     )
     try:
+        here = devices_here(params.train)
         plan = layout.lay_out(shape, lengths, params.train, here)
         summary(f"training on {here.name}", layout.describe(shape, plan, tokens, here))
     except Refusal as refusal:
-        summary(f"training on {here.name}", {"does not fit": refusal})
-    if not here.is_gpu:
-        summary("training on a GPU", {f"{size} GB": on_card(shape, lengths, params.train, size) for size in CARDS})
+        summary("training here", {"does not fit": refusal})
+    if not torch.cuda.is_available():
+        count = cards(params.train)
+        title = "training on a GPU" if count == 1 else f"training on {count} GPUs ({params.train.parallel}), on each"
+        summary(title, {f"{size} GB": on_card(shape, lengths, params.train, size) for size in CARDS})
     disk = {"fetch-base": base.to_fetch} | doctor.written(params, base, shape)
     summary("disk", {stage: doctor.gb(size) for stage, size in disk.items()} | {"whole": doctor.gb(sum(disk.values()))})
 
@@ -100,10 +103,30 @@ def share_for_training(data: Data) -> float:
     return 1 - data.validation_fraction - (0 if data.test_source else data.test_fraction)
 
 
+def devices_here(train: Train) -> Device:
+    """What quantize-load-train would use on this machine, and on others like it if it is to run on several.
+
+    Raises:
+        Refusal: if train.devices and train.parallel ask for what is not there.
+    """
+    count = several.wanted(train) * several.machines()
+    one = device.gpu() if torch.cuda.is_available() else device.cpu()
+    if count == 1:
+        return one
+    free = one.free if one.is_gpu else one.free // count
+    return replace(one, name=f"{count} x {one.name}", free=free, count=count, sharded=train.parallel == "fsdp")
+
+
+def cards(train: Train) -> int:
+    """GPUs to plan for where there are none: train.devices, or as few as make sense."""
+    return train.devices if train.devices != "auto" else 2 if train.parallel == "fsdp" else 1
+
+
 def on_card(shape: Shape, lengths: list[int], train: Train, size: int) -> str:
-    """How a long run would go on a card of `size` GB."""
+    """How a long run would go on cards of `size` GB."""
     settings = train.model_copy(update={"compile": True}) if train.compile == "auto" else train
-    card = Device(f"{size} GB", True, int(size * 1e9 * CARD_FREE), rate=1.0)  # no time is asked for
+    free, count = int(size * 1e9 * CARD_FREE), cards(train)
+    card = Device(f"{size} GB", True, free, 1.0, count, count > 1 and train.parallel == "fsdp")  # no time is asked for
     try:
         plan = layout.lay_out(shape, lengths, settings, card)
     except Refusal:

@@ -1,6 +1,7 @@
 """The memory plan against peaks measured on a GPU, and the choices that it makes."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -50,6 +51,38 @@ def test_parameters_are_counted(shapes):
 def test_predicted_peaks_are_within_a_tenth_of_the_measured(shapes, name, pack_tokens, recomputed_layers, measured):
     predicted = memory_plan.predict(shapes[name], pack_tokens, recomputed_layers, "adamw").peak
     assert predicted == pytest.approx(measured * GB, rel=0.1)
+
+
+def test_a_sharded_model_takes_what_was_measured_on_two_gpus(shapes):
+    predicted = memory_plan.predict(shapes["llama3-8b"], 16384, 0, "adamw", shards=2).peak
+    assert predicted == pytest.approx(55.46 * GB, rel=0.1)
+
+
+def test_several_gpus_share_a_step(shapes, train):
+    settings = train.model_copy(update={"micro_batch_tokens": 4096})
+    for count in (1, 2, 4):
+        device = replace(card(80), count=count)
+        assert layout.lay_out(shapes["llama3-8b"], full(2), settings, device).pack_tokens == 4096
+        assert layout.longest_pack(full(2), settings, 16384, count) == 16384 // count
+    one, two = (layout.lay_out(shapes["llama3-8b"], full(300), train, replace(card(80), count=n)) for n in (1, 2))
+    assert layout.seconds(shapes["llama3-8b"], two, 10**8, replace(card(80), count=2)) < 0.6 * layout.seconds(
+        shapes["llama3-8b"], one, 10**8, card(80)
+    )
+
+
+def test_in_several_processes_only_a_failure_that_all_know_of_leads_to_a_lighter_plan(shapes, train):
+    tried = []
+
+    def attempt(plan):
+        tried.append(plan)
+        if len(tried) == 1:
+            raise layout.TooLarge
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        layout.run_fitted(attempt, shapes["llama3-8b"], full(300), train, replace(card(24), count=2))
+    assert len(tried) == 2
+    assert tried[1].peak < tried[0].peak
 
 
 def test_more_memory_never_makes_a_run_slower(shapes):

@@ -31,3 +31,11 @@ def test_the_plan_needs_nothing_that_was_run_and_is_exact_once_rows_are_prepared
 def test_a_missing_file_of_rows_is_a_sentence(workspace):
     (workspace.path / "data/raw/text2sql.jsonl").unlink()
     assert "data/raw/text2sql.jsonl is missing" in refused(workspace.run("plan"))
+
+
+def test_a_plan_for_several_gpus_is_of_each_of_them(workspace):
+    workspace.set({"train.devices": 2, "train.parallel": "fsdp"})
+    done = workspace.run("plan")
+    assert done.returncode == 0, done.stderr
+    assert "does not fit  train.parallel: fsdp shards the model over GPUs, and there is none" in done.stdout
+    assert "training on 2 GPUs (fsdp), on each\n  8 GB" in done.stdout
