@@ -143,6 +143,8 @@ def main() -> None:
     )
     parser.add_argument("--plain", action="store_true", help="without compiled layers")
     arguments = parser.parse_args()
+    if arguments.steps <= WARM_UP:
+        sys.exit(f"error: the first {WARM_UP} steps are not timed: take more --steps")
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     if arguments.devices > 1 and not several.is_started():
         several.start("benchmarks.several_gpus", arguments.devices, *sys.argv[1:])
