@@ -92,8 +92,9 @@ def start(module: str, processes: int, *arguments: str) -> None:
         meeting = ["--num_machines", str(count), "--machine_rank", rank]
         meeting += ["--main_process_ip", address, "--main_process_port", port]
     threads = os.environ.get("OMP_NUM_THREADS") or max(1, torch.get_num_threads() // processes)
-    flags = ["--multi_gpu", "--num_processes", str(processes * count), "--mixed_precision", "no"]
-    flags += ["--dynamo_backend", "no", "--num_cpu_threads_per_process", str(threads), *meeting]
+    flags = ["--multi_gpu", "--num_processes", str(processes * count), "--gpu_ids", "all"]
+    flags += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    flags += ["--num_cpu_threads_per_process", str(threads), *meeting]
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # its own report of what is reported below
     try:
         launch_command(launch_command_parser().parse_args([*flags, "--module", module, *arguments]))
