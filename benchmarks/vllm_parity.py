@@ -8,10 +8,11 @@ In a folder where the pipeline has run: the greedy answers to the test rows are 
 """
 
 import argparse
-import json
+from itertools import islice
 from pathlib import Path
 
 from benchmarks.serve_load import ask, gap_from_text
+from stages import jsonl
 from stages.console import run_stage, summary
 from stages.params import load_params
 
@@ -23,14 +24,14 @@ def main() -> None:
     options = parser.parse_args()
     limit = load_params().evaluate.max_new_tokens
     rows, predictions = (
-        [json.loads(line) for line in Path(name).read_text(encoding="utf-8").splitlines()[: options.rows]]
+        [line for _, line in islice(jsonl.read(Path(name)), options.rows)]
         for name in ("data/prepared/test.jsonl", "results/predictions/merged.jsonl")
     )
     same, gaps = 0, []
     for row, prediction in zip(rows, predictions, strict=True):
         # Without the system message: the server's template knows it.
         question = row | {"messages": [one for one in row["messages"] if one["role"] != "system"]}
-        reply = ask(options.url, question, limit, model="merged")
+        reply = ask(options.url, question, limit)
         if reply["text"] == prediction["answer"] and reply["stopped"] == prediction["stopped"]:
             same += 1
         else:

@@ -231,7 +231,9 @@ def base_model(params) -> tuple[Finding, BaseModel]:
     Raises:
         Refusal: if it cannot be had.
     """
-    from stages import base_model
+    from huggingface_hub.utils import filter_repo_objects
+
+    from stages import base_model, hub
 
     model = params.model
     if model.is_local or (model.is_embedded and base_model.embedded_folder().is_dir()):
@@ -251,7 +253,10 @@ def base_model(params) -> tuple[Finding, BaseModel]:
     if info is None:
         facts = of_folder(cached)
         return Finding(WARNING, "base model", f"{model.id}, in the cache; the hub cannot be reached"), facts
-    sizes = [file.size for file in info.siblings if file.rfilename.endswith(".safetensors")]
+    files = filter_repo_objects(
+        info.siblings, allow_patterns="*.safetensors", ignore_patterns=hub.COPIES, key=lambda file: file.rfilename
+    )
+    sizes = [file.size for file in files]
     if not sizes:
         raise Refusal(f"model.id: {model.id} has no .safetensors file, and pickled weights (.bin, .pt) are refused")
     licence = (info.card_data and info.card_data.license) or "not named"
@@ -280,6 +285,8 @@ def hub_repository(kind: str, name: str, revision: str | None):
         )
     except LocalEntryNotFoundError:
         cached = None
+    if kind == "model" and cached and not any(Path(cached).glob("*.safetensors")):
+        cached = None  # config.json alone, which `config_folder` fetched
     try:
         with hub.explained(kind, name, revision):
             info = HfApi().repo_info(name, repo_type=kind, revision=revision, files_metadata=True, timeout=10)
@@ -303,8 +310,9 @@ def config_folder(model) -> Path:
 
 
 def of_folder(folder: Path) -> BaseModel:
-    sizes = [path.stat().st_size for path in folder.glob("*.safetensors")]
-    return BaseModel(sum(sizes), 0, folder)
+    from stages import base_model
+
+    return BaseModel(base_model.weights_bytes(folder), 0, folder)
 
 
 def model_shape(params, model: BaseModel):

@@ -7,10 +7,11 @@ vLLM pins other packages than the pipeline, so it lives in an environment of its
 """
 
 import argparse
-import json
 import os
 import tempfile
 from pathlib import Path
+
+from transformers import AutoConfig, AutoTokenizer
 
 from stages import llama_cpp, serving
 from stages.console import Refusal, run_stage, summary
@@ -41,8 +42,8 @@ def serve() -> None:
     if not python.exists():
         raise Refusal(f"there is no {ENVIRONMENT}: run `make serve-vllm`, which makes it")
 
-    config = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
-    template = (FOLDER / "chat_template.jinja").read_text(encoding="utf-8")
+    length = AutoConfig.from_pretrained(FOLDER).get_text_config().max_position_embeddings
+    template = AutoTokenizer.from_pretrained(FOLDER).chat_template  # from whichever file holds it
     with tempfile.TemporaryDirectory() as work:
         jinja = Path(work) / "chat_template.jinja"
         jinja.write_text(serving.with_system_prompt(template, params.data.system_prompt), encoding="utf-8")
@@ -52,20 +53,13 @@ def serve() -> None:
             "--port": options.port,
             "--served-model-name": "merged",
             "--chat-template": jinja,
-            "--max-model-len": min(CONTEXT, config["max_position_embeddings"]),
+            "--max-model-len": min(CONTEXT, length),
         }
         if params.data.task == "text-to-sql":  # greedy, as in `evaluate`, unless a request says otherwise
             settings["--override-generation-config"] = '{"temperature": 0}'
         # Not `vllm serve`: the package for CPUs has another name, which that command stumbles over.
-        command = [
-            python,
-            "-m",
-            "vllm.entrypoints.openai.api_server",
-            "--model",
-            FOLDER,
-            *(part for pair in settings.items() for part in pair),
-            *more,
-        ]
+        arguments = [part for pair in settings.items() for part in pair]
+        command = [python, "-m", "vllm.entrypoints.openai.api_server", *arguments, *more]
         quiet = os.environ | {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}  # nothing leaves the machine
         process = llama_cpp.start([str(part) for part in command], quiet, start_new_session=True)
         url = f"http://{options.host}:{options.port}"

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from gguf import GGUFReader
 
-from stages import base_model, llama_cpp
+from stages import base_model, llama_cpp, user_cache
 from stages.console import Refusal
 from stages.device import available_memory
 from stages.params import Params
@@ -87,7 +87,7 @@ def _convert_base() -> Path:
     record = MODELS / "base" / base_model.RECORD
     if not record.is_file():
         raise Refusal(f"{record} is not there; run `dvc repro fetch-base`, which makes it")
-    cache = base_model.embedded_folder().parent / "gguf"
+    cache = user_cache.folder("gguf")
     gguf = cache / f"{hashlib.sha256(record.read_bytes()).hexdigest()[:16]}.gguf"
     if not gguf.is_file():
         cache.mkdir(parents=True, exist_ok=True)

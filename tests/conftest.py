@@ -15,7 +15,8 @@ import torch
 from ruamel.yaml import YAML
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from stages import base_model
+from stages import base_model, prepare_dataset
+from stages.outputs import write_json
 from stages.params import EMBEDDED, Model
 
 REPO = Path(__file__).parent.parent
@@ -130,4 +131,14 @@ def workspace(tmp_path, tiny_model) -> Workspace:
     shutil.copy(REPO / "recipes/smollm2-sql.yaml", tmp_path / "params.yaml")
     workspace = Workspace(tmp_path)
     workspace.set(FAST)
+    return workspace
+
+
+@pytest.fixture
+def prepared(workspace, monkeypatch):
+    """The workspace with base.json and the prepared rows."""
+    monkeypatch.chdir(workspace.path)
+    model = Model(id="./tiny")
+    write_json(Path("models/base/base.json"), base_model.describe(model, base_model.fetch(model)))
+    prepare_dataset.main()
     return workspace

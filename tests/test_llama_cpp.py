@@ -168,7 +168,9 @@ def test_truncated_file_is_refused(gguf, tmp_path, kept):
 def test_quantized_file_differs_only_in_its_types(gguf, tmp_path):
     quantized = tmp_path / "model.gguf"
     llama_cpp.quantize(gguf, quantized, "Q4_K_M")
-    contents = gguf_file.check_quantized(quantized, gguf)
+    contents = gguf_file.check_quantized(quantized, gguf, "Q4_K_M")
+    with pytest.raises(Refusal, match="is of type Q4_K_M, and Q8_0 was asked for"):
+        gguf_file.check_quantized(quantized, gguf, "Q8_0")
     assert {"Q4_K", "Q6_K"} <= contents.types.keys()
     assert quantized.stat().st_size < 0.5 * gguf.stat().st_size
 
@@ -178,7 +180,7 @@ def test_a_file_of_another_model_is_no_quantization_of_it(gguf, tmp_path):
     shutil.copy(gguf, other)
     overwrite(other, "tokenizer.ggml.eos_token_id", 7)
     with pytest.raises(Refusal, match="eos"):
-        gguf_file.check_quantized(other, gguf)
+        gguf_file.check_quantized(other, gguf, "BF16")
 
 
 @pytest.mark.parametrize("type_", NEEDS_MATRIX)
