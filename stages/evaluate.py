@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from stages import base_model, chat, distance, hf_inference, models
+from stages import base_model, chat, distance, hf_inference
 from stages.console import Refusal, run_stage, summary
 from stages.distance import Top
 from stages.hf_inference import Answer, Score
@@ -98,6 +98,8 @@ def parse_arguments() -> str:
 
 def load(artifact: str, base: Path):
     """The transformers model that `artifact` names, ready to answer."""
+    from stages import models  # bitsandbytes takes seconds to import, and a GGUF needs none of it
+
     if artifact == "adapter":
         adapter = Path("models/adapter")
         model = models.load_base(base, models.read_quantization(adapter))
