@@ -31,6 +31,7 @@ VERSION = "0.3.36"  # of the sdist llama-cpp-python, which carries the tree of l
 TOOLS = ("llama-quantize", "llama-imatrix", "llama-perplexity", "llama-server")
 CONVERTER = "convert_hf_to_gguf.py"
 SMALLEST_LOGPROB = -103.0  # a float32 probability below exp of this is 0
+AHEAD = 8  # ids that one request may score; what follows the first that the model would not choose is lost
 
 
 @dataclass(frozen=True)
@@ -263,6 +264,12 @@ class Scored:
     top: list[tuple[int, float]]
 
 
+def _scored(logprob: float, step: dict, count: int) -> Scored:
+    # Of a probability too small for a float the server reports the lowest float as logarithm.
+    top = [(top["id"], max(top["logprob"], SMALLEST_LOGPROB)) for top in step["top_logprobs"][:count]]
+    return Scored(max(logprob, SMALLEST_LOGPROB), top)
+
+
 class Server:
     """A llama-server for the length of a `with` block, on a free port of the loopback interface.
 
@@ -360,7 +367,31 @@ class Server:
 
         With each id come the `count` most probable ones.
         """
-        return [self._score_next(ids[:position], ids[position], count) for position in positions]
+        scored: dict[int, Scored] = {}
+        for position in positions:
+            if position not in scored:
+                scored |= self._score_ahead(ids, position, count)
+            if position not in scored:
+                scored[position] = self._score_next(ids[:position], ids[position], count)
+        return [scored[position] for position in positions]
+
+    def _score_ahead(self, ids: list[int], position: int, count: int) -> dict[int, Scored]:
+        """The scores of as many ids from `position` on as the model would choose itself, and of the one after them.
+
+        A model that was trained on such answers chooses most of them, so one request scores several.
+        """
+        reply = self._generate(ids[:position], min(AHEAD, len(ids) - position), n_probs=count)
+        steps = reply.get("completion_probabilities", [])
+        scored = {}
+        if len(steps) < len(reply["tokens"]):
+            return scored  # the server says nothing of a token that ends within a character
+        for at, step in enumerate(steps, position):
+            given = {top["id"]: top["logprob"] for top in step["top_logprobs"]}
+            if ids[at] in given:
+                scored[at] = _scored(given[ids[at]], step, count)
+            if step["id"] != ids[at]:
+                break
+        return scored
 
     def _score_next(self, ids: list[int], forced: int, count: int) -> Scored:
         # A bias leaves the sampler no choice; the probabilities that are reported are those before it. One id a
@@ -374,9 +405,7 @@ class Server:
             if all(top["id"] != forced for top in step["top_logprobs"]):
                 step = self._step(ids, self._plain_id, 1 << 30)
         logprob = next(top["logprob"] for top in (step, *step["top_logprobs"]) if top["id"] == forced)
-        # Of a probability too small for a float the server reports the lowest float as logarithm.
-        top = [(top["id"], max(top["logprob"], SMALLEST_LOGPROB)) for top in step["top_logprobs"][:count]]
-        return Scored(max(logprob, SMALLEST_LOGPROB), top)
+        return _scored(logprob, step, count)
 
     def _step(self, ids: list[int], forced: int, count: int) -> dict | None:
         """The server's report on one generated id, `forced`, with the `count` most probable ones."""
