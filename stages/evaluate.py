@@ -140,10 +140,10 @@ def run_gguf(gguf: Path, rows: list[chat.Encoded], params: Params) -> Results:
     def answer_and_score(row: chat.Encoded) -> tuple[Answer, Score, float]:
         # Together, because a thread keeps to one slot of the server and finds the prompt in its cache.
         begin = time.monotonic()
-        completion = server.complete(row.input_ids[: row.prompt_length], limit)
+        completion = server.complete(row.input_ids[: row.prompt_length], limit, count=distance.COUNT)
         seconds = time.monotonic() - begin
         supervised = [at for at, label in enumerate(row.labels) if label != chat.IGNORED]
-        scored = server.score(row.input_ids, supervised, distance.COUNT)
+        scored = server.score(row.input_ids, supervised, distance.COUNT, completion)
         gold = [row.input_ids[at] for at in supervised]
         bar.update()
         return Answer(completion.tokens, completion.stopped), gguf_score(scored, gold), seconds

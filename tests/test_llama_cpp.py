@@ -296,10 +296,11 @@ def test_an_answer_is_what_its_scores_call_most_probable(server, tokenizer):
 
 def test_scores_of_several_ids_a_request_are_those_of_one_id_a_request(server, tokenizer, monkeypatch):
     prompt = chat.encode_prompt(tokenizer, CONVERSATION[:1])
-    ids = prompt + server.complete(prompt, 12).tokens
+    answer = server.complete(prompt, 12, count=8)
+    ids = prompt + answer.tokens
     ids[len(prompt) + 5] = tokenizer.convert_tokens_to_ids("SELECT")  # from here on, an answer to another prompt
     positions = range(len(prompt), len(ids))
-    together = server.score(ids, positions, 8)
+    together = server.score(ids, positions, 8, answer)
     monkeypatch.setattr(llama_cpp, "AHEAD", 0)  # generates nothing, so every id is asked for by a bias
     one_by_one = server.score(ids, positions, 8)
     assert [one.logprob for one in together] == pytest.approx([one.logprob for one in one_by_one], abs=0.01)
