@@ -7,6 +7,7 @@ at each token of the gold answers: `distance`).
 """
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from stages import base_model, chat, distance, hf_inference, models
+from stages import base_model, chat, distance, hf_inference
 from stages.console import Refusal, run_stage, summary
 from stages.distance import Top
 from stages.hf_inference import Answer, Score
@@ -97,6 +98,8 @@ def parse_arguments() -> str:
 
 def load(artifact: str, base: Path):
     """The transformers model that `artifact` names, ready to answer."""
+    from stages import models  # bitsandbytes takes seconds to import, and a GGUF needs none of it
+
     if artifact == "adapter":
         adapter = Path("models/adapter")
         model = models.load_base(base, models.read_quantization(adapter))
@@ -137,26 +140,33 @@ def run_gguf(gguf: Path, rows: list[chat.Encoded], params: Params) -> Results:
     def answer_and_score(row: chat.Encoded) -> tuple[Answer, Score, float]:
         # Together, because a thread keeps to one slot of the server and finds the prompt in its cache.
         begin = time.monotonic()
-        completion = server.complete(row.input_ids[: row.prompt_length], limit)
+        completion = server.complete(row.input_ids[: row.prompt_length], limit, count=distance.COUNT)
         seconds = time.monotonic() - begin
         supervised = [at for at, label in enumerate(row.labels) if label != chat.IGNORED]
-        scored = server.score(row.input_ids, supervised, distance.COUNT)
+        scored = server.score(row.input_ids, supervised, distance.COUNT, completion)
         gold = [row.input_ids[at] for at in supervised]
+        bar.update()
         return Answer(completion.tokens, completion.stopped), gguf_score(scored, gold), seconds
+
+    def work(run: np.ndarray) -> list[tuple[int, tuple[Answer, Score, float]]]:
+        return [(at, answer_and_score(rows[at])) for at in run.tolist()]
 
     def first_token(row: chat.Encoded) -> float:
         begin = time.monotonic()
         server.complete(row.input_ids[: row.prompt_length], 1, reuse=False)
         return time.monotonic() - begin
 
+    # Rows that begin alike (those of one schema) go to one slot, one behind the other: it has evaluated their start.
+    in_order = sorted(range(len(rows)), key=lambda at: rows[at].input_ids)
+    runs = np.array_split(in_order, SLOTS)
     free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
     with Server(gguf, context=context, slots=SLOTS) as server, ThreadPoolExecutor(SLOTS) as pool:
         waited = [first_token(row) for row in rows[:1] + rows[:TIMED_PROMPTS]]
-        work = pool.map(answer_and_score, rows)
-        results = list(tqdm(work, total=len(rows), desc="answering and scoring tokens", unit=" rows"))
+        with tqdm(total=len(rows), desc="answering and scoring tokens", unit=" rows") as bar:
+            done = dict(itertools.chain.from_iterable(pool.map(work, runs)))
         peak = free - torch.cuda.mem_get_info()[0] if uses_gpu(server.pid) else peak_memory(server.pid)
-    answers, scores, seconds = (list(column) for column in zip(*results, strict=True))
-    return Results(answers, scores, sum(seconds) / SLOTS, statistics.median(waited[1:]), peak)
+    answers, scores, seconds = zip(*(done[at] for at in range(len(rows))), strict=True)
+    return Results(list(answers), list(scores), sum(seconds) / SLOTS, statistics.median(waited[1:]), peak)
 
 
 def gguf_score(tokens: list[Scored], gold: list[int]) -> Score:

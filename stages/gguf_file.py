@@ -3,11 +3,14 @@
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gguf import GGUFReader, LlamaFileType
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from stages.console import Refusal
+
+if TYPE_CHECKING:  # seconds to import, and nothing here needs more than their names
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def read(path: Path) -> Contents:
     )
 
 
-def check_converted(path: Path, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Contents:
+def check_converted(path: Path, config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> Contents:
     """Read `path` back and compare it with the Hugging Face model that it was converted from.
 
     Raises:

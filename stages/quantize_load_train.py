@@ -293,10 +293,14 @@ def make_trainer(params: Params, base: Path, tokenizer, rows, steps, plan: Memor
         attention = fast_path.attention_implementation(config.device)
     else:
         attention = "sdpa" if on_gpu else packed_attention.NAME
+    model = models.load_base(base, params.quantization, attention)
+    room = device.available_memory() - plan.peak
+    if not on_gpu and train.memory != "low" and base_model.weights_bytes(base) < room:
+        models.dequantize(model)  # once, not in each pass of each step: the same numbers, a twelfth sooner
     trainer = Trainer(
         getattr(torch, lora.dtype),
         pack_tokens.index(max(pack_tokens)),
-        model=models.load_base(base, params.quantization, attention),
+        model=model,
         args=config,
         train_dataset=datasets["train"],
         eval_dataset=datasets["validation"],

@@ -296,6 +296,19 @@ def test_an_answer_is_what_its_scores_call_most_probable(server, tokenizer):
         assert len({tuple(answer.tokens) for answer in pool.map(lambda _: server.complete(prompt, 4), range(4))}) == 1
 
 
+def test_scores_of_several_ids_a_request_are_those_of_one_id_a_request(server, tokenizer, monkeypatch):
+    prompt = chat.encode_prompt(tokenizer, CONVERSATION[:1])
+    answer = server.complete(prompt, 12, count=8)
+    ids = prompt + answer.tokens
+    ids[len(prompt) + 5] = tokenizer.convert_tokens_to_ids("SELECT")  # from here on, an answer to another prompt
+    positions = range(len(prompt), len(ids))
+    together = server.score(ids, positions, 8, answer)
+    monkeypatch.setattr(llama_cpp, "AHEAD", 0)  # generates nothing, so every id is asked for by a bias
+    one_by_one = server.score(ids, positions, 8)
+    assert [one.logprob for one in together] == pytest.approx([one.logprob for one in one_by_one], abs=0.01)
+    assert [one.top[0][0] for one in together] == [one.top[0][0] for one in one_by_one]
+
+
 def test_too_long_a_prompt_is_refused(server):
     with pytest.raises(Refusal, match="exceed"):
         server.complete([5] * 600, 4)
