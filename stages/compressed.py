@@ -17,18 +17,18 @@ HEAD = "lm_head"
 
 
 def check(skeleton: PreTrainedModel, group_size: int) -> None:
-    """Raise Refusal unless llm-compressor is installed and can store this model in groups of `group_size`."""
-    if find_spec("llmcompressor") is None:
-        raise Refusal(
-            "vllm.types asks for llm-compressor, which is not installed: run `make llm-compressor`, or set vllm.types "
-            "to []"
-        )
+    """Raise Refusal unless this model can be stored in groups of `group_size`, and llm-compressor is installed."""
     widths = {layer.in_features: name for name, layer in linear_layers(skeleton).items()}
     for width, name in widths.items():
         if width % group_size:
             fitting = [str(size) for size in (128, 64, 32) if not any(width % size for width in widths)]
             advice = f"set it to {' or '.join(fitting)}" if fitting else "no size fits this model: set vllm.types to []"
             raise Refusal(f"vllm.group_size: {group_size} does not divide the {width} inputs of {name}; {advice}")
+    if find_spec("llmcompressor") is None:
+        raise Refusal(
+            "vllm.types asks for llm-compressor, which is not installed: run `make llm-compressor`, or set vllm.types "
+            "to []"
+        )
 
 
 def linear_layers(skeleton: PreTrainedModel) -> dict[str, torch.nn.Linear]:
