@@ -85,9 +85,7 @@ def test_a_folder_that_is_not_what_it_should_be_is_refused(merged, monkeypatch):
 
 def test_a_group_size_that_does_not_fit_is_refused_before_training(prepared, merged):
     prepared.set({"vllm.group_size": 128})
-    with pytest.raises(
-        Refusal, match=r"group_size: 128 does not divide the 64 inputs of model.*; set it to 64 or 32"
-    ):
+    with pytest.raises(Refusal, match=r"group_size: 128 does not divide the 64 inputs of model.*; set it to 64 or 32"):
         quantize_load_train.main()
     prepared.set({"vllm.group_size": 32})
 
