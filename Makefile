@@ -39,9 +39,9 @@ sweep: setup ## experiments: make sweep GRID="lora.r=8,16,64 train.learning_rate
 
 TYPE ?= Q4_K_M
 REV ?= HEAD
-pull-model: $(VENV)/light ## the GGUF of a commit, and nothing else: make pull-model [TYPE=Q4_K_M] [REV=HEAD]
+pull-model: $(VENV)/light ## the GGUF (or vLLM type) of a commit, and nothing else: make pull-model [TYPE=Q4_K_M] [REV=HEAD]
 	@git show '$(REV):dvc.lock' | grep --quiet 'path: models/$(TYPE)$$' || \
-	  { echo "error: $(REV) has no models/$(TYPE); choose a TYPE of gguf.types in its params.yaml" >&2; exit 1; }
+	  { echo "error: $(REV) has no models/$(TYPE); choose a TYPE of gguf.types or vllm.types in its params.yaml" >&2; exit 1; }
 	dvc get --force . models/$(TYPE) --rev '$(REV)' --out served/$(TYPE)
 
 # All that a branch, a tag or an experiment still needs stays; what only the run-cache or a deleted branch knows goes.
