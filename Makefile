@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 .PHONY: help setup llama.cpp llm-compressor ui repro sweep serve demo serve-vllm pull-model gc test test-slow lint doctor plan clean
 
 help: ## list the targets
-	@grep -hE '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z.-]+):.*## /  make \1\t/' | expand -t 20
+	@grep -hE '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z.-]+):.*## /  make \1\t/' | expand -t 23
 
 setup: $(VENV)/installed llama.cpp ## make .venv from requirements.txt, and provide llama.cpp's tools
 
