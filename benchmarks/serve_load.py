@@ -133,9 +133,11 @@ def gap_from_text(reply: dict, text: str) -> float:
     """The same where only the other answer's text is known."""
     said = ""
     for step in reply["tokens"]:
-        said += step["token"]
-        if not text.startswith(said):
+        # The longest that fits: where " street" was said and the text has " streets", they part here.
+        fitting = [top["token"] for top in step["top_logprobs"] if text.startswith(said + top["token"])]
+        if max(fitting, key=len, default=None) != step["token"]:
             break
+        said += step["token"]
     return lead(step)
 
 

@@ -85,6 +85,8 @@ def findings() -> Iterator[Finding]:
     except Refusal as refusal:
         yield Finding(PROBLEM, "base model", str(refusal))
         return
+    if params.vllm.types:
+        yield llm_compressor(params, model)
     yield from disk(params, model, shape)
     yield merge_memory(params, model)
     yield scoring_memory(params, model)
@@ -342,7 +344,25 @@ def written(params, model: BaseModel, shape) -> dict[str, float]:
     }
     for type_ in params.gguf.types:
         sizes[f"quantize-gguf@{type_}"] = parameters * bits_of(type_) / 8
+    for type_ in params.vllm.types:  # embeddings stay in 16 bits, and a group's scale takes 16
+        linear = shape.quantized if shape else parameters * 3 // 4
+        sizes[f"quantize-vllm@{type_}"] = linear * (4 + 16 / params.vllm.group_size) / 8 + 2 * (parameters - linear)
     return sizes
+
+
+def llm_compressor(params, model: BaseModel, requirements: Path = Path("requirements-llm-compressor.txt")) -> Finding:
+    """Whether vllm.types can be made: the packages as pinned, and a group size that fits the model."""
+    from stages import compressed, models
+
+    try:
+        if model.folder is not None:
+            compressed.check(models.skeleton(model.folder), params.vllm.group_size)
+    except Refusal as refusal:
+        return Finding(PROBLEM, "vLLM types", str(refusal))
+    packages = installed_packages(requirements)
+    if packages.level == PROBLEM:
+        return Finding(PROBLEM, "vLLM types", packages.figure, "run `make llm-compressor`")
+    return Finding(OK, "vLLM types", f"{', '.join(params.vllm.types)} in groups of {params.vllm.group_size}")
 
 
 def disk(params, model: BaseModel, shape) -> Iterator[Finding]:
@@ -390,7 +410,7 @@ def scoring_memory(params, model: BaseModel) -> Finding:
     from stages.device import available_memory
     from stages.memory_plan import CPU_LIBRARIES
 
-    whole = sorted({"base", "merged"} & set(params.evaluate.artifacts))
+    whole = sorted({"base", "merged", *params.vllm.types} & set(params.evaluate.artifacts))
     free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
     ram = available_memory()
     where = f"{gb(free)} free on the GPU, {gb(ram)} of RAM available" if free else f"{gb(ram)} of RAM available"

@@ -1,4 +1,4 @@
-"""evaluate --artifact NAME: score one artifact (base, adapter, merged, bf16 or a GGUF type) on the held-out rows.
+"""evaluate --artifact NAME: score one artifact (base, adapter, merged, a GGUF or vLLM type) on the held-out rows.
 
 Every artifact gets the same prompts as the same token ids, decodes greedily, and is scored by the same code; GGUF
 files answer through llama-server, as they will when they are served. Writes metrics/NAME.json,
@@ -92,22 +92,23 @@ class Results:
 
 def parse_arguments() -> str:
     parser = argparse.ArgumentParser(description="Score one artifact on the held-out rows.")
-    parser.add_argument("--artifact", required=True, help="base, adapter, merged, bf16 or one of gguf.types")
+    parser.add_argument("--artifact", required=True, help="base, adapter, merged, bf16 or a GGUF or vLLM type")
     return parser.parse_args().artifact
 
 
 def load(artifact: str, base: Path):
     """The transformers model that `artifact` names, ready to answer."""
-    from stages import models  # bitsandbytes takes seconds to import, and a GGUF needs none of it
+    from stages import compressed, models  # bitsandbytes takes seconds to import, and a GGUF needs none of it
 
     if artifact == "adapter":
         adapter = Path("models/adapter")
         model = models.load_base(base, models.read_quantization(adapter))
         models.dequantize(model)
         model = models.load_adapter(model, adapter)
+    elif artifact in ("base", "merged"):
+        model = models.load_plain(base if artifact == "base" else Path("models/merged"), torch.bfloat16)
     else:
-        folder = Path("models/merged") if artifact == "merged" else base
-        model = models.load_plain(folder, torch.bfloat16)
+        model = compressed.load(Path("models") / artifact)
     return model.eval()
 
 

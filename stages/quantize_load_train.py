@@ -26,7 +26,7 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
-from stages import base_model, chat, device, fast_path, layout, models, packed_attention, packing
+from stages import base_model, chat, compressed, device, fast_path, layout, models, packed_attention, packing
 from stages.console import Refusal, run_stage, summary
 from stages.memory_plan import MemoryPlan
 from stages.outputs import new_folder, room_in, write_json
@@ -45,6 +45,8 @@ def main() -> None:
     base = base_model.locate(Path("models/base"))
     skeleton = models.skeleton(base)
     models.check_target_modules(skeleton, params.lora)
+    if params.vllm.types:  # found here, and not after hours of training
+        compressed.check(skeleton, params.vllm.group_size)
     tokenizer = chat.load_tokenizer(base)
     stops = chat.stop_ids(tokenizer, base)
     rows = {split: read_encoded(PREPARED / f"{split}.jsonl", params.train, tokenizer, stops) for split in SPLITS}

@@ -23,7 +23,7 @@ from gguf import GGUFReader
 from stages import base_model, llama_cpp, user_cache
 from stages.console import Refusal
 from stages.device import available_memory
-from stages.params import Params
+from stages.params import VLLM_TYPES, Params
 
 MODELS = Path("models")
 SLOTS = 8  # requests answered at once; on a CPU more of them answer no more tokens a second
@@ -70,6 +70,8 @@ def find_gguf(artifact: str, params: Params) -> Path:
     """
     if artifact == "adapter":
         raise Refusal("the adapter alone is no model for llama.cpp: serve merged, which is the base model with it")
+    if artifact in VLLM_TYPES:
+        raise Refusal(f'{artifact} is for vLLM: make serve-vllm ARGS="--artifact {artifact}"')
     if artifact == "base":
         return _convert_base()
     name = "bf16" if artifact == "merged" else artifact  # the same weights

@@ -123,13 +123,17 @@ def chromium() -> Iterator:
 @pytest.fixture
 def workspace(tmp_path, tiny_model) -> Workspace:
     """A fast run on the tiny model and a few dozen of the built-in rows; nothing has run yet."""
-    (tmp_path / "stages").symlink_to(REPO / "stages")
-    shutil.copytree(tiny_model, tmp_path / "tiny")
-    (tmp_path / "data" / "raw").mkdir(parents=True)
+    return make_workspace(tmp_path, tiny_model)
+
+
+def make_workspace(folder: Path, tiny_model: Path) -> Workspace:
+    (folder / "stages").symlink_to(REPO / "stages")
+    shutil.copytree(tiny_model, folder / "tiny")
+    (folder / "data" / "raw").mkdir(parents=True)
     with (REPO / "data/raw/text2sql.jsonl").open() as rows:
-        (tmp_path / "data/raw/text2sql.jsonl").write_text("".join(itertools.islice(rows, 96)))
-    shutil.copy(REPO / "recipes/smollm2-sql.yaml", tmp_path / "params.yaml")
-    workspace = Workspace(tmp_path)
+        (folder / "data/raw/text2sql.jsonl").write_text("".join(itertools.islice(rows, 96)))
+    shutil.copy(REPO / "recipes/smollm2-sql.yaml", folder / "params.yaml")
+    workspace = Workspace(folder)
     workspace.set(FAST)
     return workspace
 

@@ -15,7 +15,7 @@ from gguf import GGUFReader
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
-from stages import base_model, chat, convert_gguf, gguf_file, llama_cpp, parity, quantize_gguf
+from stages import base_model, chat, convert_gguf, gguf_file, jsonl, llama_cpp, parity, quantize_gguf
 from stages.console import Refusal
 from stages.outputs import write_json
 from stages.params import EMBEDDED, NEEDS_MATRIX, Model
@@ -222,8 +222,8 @@ def test_stages_from_merged_to_quantized(merged, tmp_path, monkeypatch, capsys):
 def test_rows_are_taken_evenly(tmp_path):
     path = tmp_path / "rows"
     path.write_text("".join(f"{i}\n" for i in range(10)))
-    assert [int(line) for line in convert_gguf.evenly(path, 4)] == [0, 2, 5, 7]
-    assert len(list(convert_gguf.evenly(path, 99))) == 10
+    assert [int(line) for line in jsonl.evenly(path, 4)] == [0, 2, 5, 7]
+    assert len(list(jsonl.evenly(path, 99))) == 10
 
 
 # Train and serve see the same ids
