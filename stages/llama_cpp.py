@@ -343,6 +343,7 @@ class Server:
         self.pid = self._process.pid
         try:
             while not self._is_ready():
+                self._check_alive()
                 time.sleep(0.05)
             self._plain_id = self.tokenize("a")[-1]
         except BaseException:
@@ -437,7 +438,6 @@ class Server:
             connection.request("GET", "/health")
             return connection.getresponse().status == 200 and self._process.poll() is None
         except OSError:
-            self._check_alive()
             return False
         finally:
             connection.close()
