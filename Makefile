@@ -9,10 +9,10 @@ VLLM := requirements-vllm$(if $(shell nvidia-smi -L 2>/dev/null),,-cpu).txt
 # The stages run as `python -m stages.NAME`: this puts the environment's python first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup llama.cpp ui repro sweep serve demo serve-vllm pull-model gc test test-slow lint doctor plan clean
+.PHONY: help setup llama.cpp llm-compressor ui repro sweep serve demo serve-vllm pull-model gc test test-slow lint doctor plan clean
 
 help: ## list the targets
-	@grep -hE '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z.-]+):.*## /  make \1\t/' | expand -t 20
+	@grep -hE '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z.-]+):.*## /  make \1\t/' | expand -t 23
 
 setup: $(VENV)/installed llama.cpp ## make .venv from requirements.txt, and provide llama.cpp's tools
 
@@ -29,6 +29,8 @@ $(VENV)/installed $(VENV)/light:
 llama.cpp: $(VENV)/installed ## llama.cpp's tools: found, or built once into a per-user cache
 	@python -m stages.llama_cpp_install
 
+llm-compressor: $(VENV)/installed-llm-compressor ## what vllm.types needs: the merged model in 4 bits for vLLM
+
 repro: setup ## run the pipeline: what changed, and what depends on it
 	@python -m stages.repro
 
@@ -37,9 +39,9 @@ sweep: setup ## experiments: make sweep GRID="lora.r=8,16,64 train.learning_rate
 
 TYPE ?= Q4_K_M
 REV ?= HEAD
-pull-model: $(VENV)/light ## the GGUF of a commit, and nothing else: make pull-model [TYPE=Q4_K_M] [REV=HEAD]
+pull-model: $(VENV)/light ## the GGUF (or vLLM type) of a commit, and nothing else: make pull-model [TYPE=Q4_K_M] [REV=HEAD]
 	@git show '$(REV):dvc.lock' | grep --quiet 'path: models/$(TYPE)$$' || \
-	  { echo "error: $(REV) has no models/$(TYPE); choose a TYPE of gguf.types in its params.yaml" >&2; exit 1; }
+	  { echo "error: $(REV) has no models/$(TYPE); choose a TYPE of gguf.types or vllm.types in its params.yaml" >&2; exit 1; }
 	dvc get --force . models/$(TYPE) --rev '$(REV)' --out served/$(TYPE)
 
 # All that a branch, a tag or an experiment still needs stays; what only the run-cache or a deleted branch knows goes.
@@ -59,11 +61,11 @@ serve: setup ## serve the shipped GGUF, OpenAI-compatible; ARGS="--artifact Q8_0
 demo: setup $(VENV)/installed-demo ## a page that shows base and tuned model side by side
 	@python -m stages.demo $(ARGS)
 
-$(VENV)/installed-demo: requirements-demo.txt $(VENV)/installed
+$(VENV)/installed-demo $(VENV)/installed-llm-compressor: $(VENV)/installed-%: requirements-%.txt $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt --requirement $<
 	@touch $@
 
-serve-vllm: $(VENV)/installed $(VENV)-vllm/installed ## serve the merged model with vLLM, for many requests on a GPU
+serve-vllm: $(VENV)/installed $(VENV)-vllm/installed ## serve the merged model with vLLM; ARGS="--artifact W4A16-AWQ" for 4 bits
 	@python -m stages.serve_vllm $(ARGS)
 
 $(VENV)-vllm/installed: $(VLLM)

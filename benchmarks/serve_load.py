@@ -14,11 +14,11 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from threading import Lock
 
-from stages import serving
+from stages import jsonl, serving
 from stages.console import Refusal, run_stage, summary
 from stages.params import Params, load_params
 from stages.sql import verdict
@@ -30,8 +30,7 @@ def main() -> None:
     artifact = options.artifact or serving.default_artifact(params)
     gguf = serving.find_gguf(artifact, params)
     room = serving.room(gguf, params)
-    lines = Path("data/prepared/test.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines[: options.rows]]
+    rows = [row for _, row in islice(jsonl.read(Path("data/prepared/test.jsonl")), options.rows)]
     limit = params.evaluate.max_new_tokens
 
     with serving.llama_server(artifact, gguf, params, room) as server:
@@ -79,7 +78,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def ask(url: str, row: dict, limit: int, model: str = "") -> dict:
+def ask(url: str, row: dict, limit: int) -> dict:
     """The server's greedy answer to a row's question: its text, tokens, and their two most probable alternatives."""
     connection = http.client.HTTPConnection(url.removeprefix("http://"))
     body = {
@@ -134,9 +133,11 @@ def gap_from_text(reply: dict, text: str) -> float:
     """The same where only the other answer's text is known."""
     said = ""
     for step in reply["tokens"]:
-        said += step["token"]
-        if not text.startswith(said):
+        # The longest that fits: where " street" was said and the text has " streets", they part here.
+        fitting = [top["token"] for top in step["top_logprobs"] if text.startswith(said + top["token"])]
+        if max(fitting, key=len, default=None) != step["token"]:
             break
+        said += step["token"]
     return lead(step)
 
 
@@ -148,8 +149,8 @@ def lead(step: dict) -> float:
 
 def compare_with_evaluate(artifact: str, rows: list[dict], replies: list[dict], params: Params) -> None:
     """Say how the served answers do against those that `evaluate` wrote."""
-    lines = Path(f"results/predictions/{artifact}.jsonl").read_text(encoding="utf-8").splitlines()
-    predictions = [json.loads(line) for line in lines[: len(rows)]]
+    written = jsonl.read(Path(f"results/predictions/{artifact}.jsonl"))
+    predictions = [prediction for _, prediction in islice(written, len(rows))]
     facts = {
         "same answer": sum(
             reply["text"] == prediction["answer"] for reply, prediction in zip(replies, predictions, strict=True)

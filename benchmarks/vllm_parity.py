@@ -1,17 +1,18 @@
-"""Whether the merged model answers through vLLM as through transformers.
+"""Whether the merged model, or one of vllm.types, answers through vLLM as through transformers.
 
-python -m stages.serve_vllm &
-python -m benchmarks.vllm_parity --url http://127.0.0.1:8000 [--rows 50]
+python -m stages.serve_vllm [--artifact NAME] &
+python -m benchmarks.vllm_parity --url http://127.0.0.1:8000 [--artifact NAME] [--rows 50]
 
 In a folder where the pipeline has run: the greedy answers to the test rows are compared with those that
-`evaluate@merged` wrote, and where they differ, how close the two tokens were to vLLM.
+`evaluate` wrote, and where they differ, how close the two tokens were to vLLM.
 """
 
 import argparse
-import json
+from itertools import islice
 from pathlib import Path
 
 from benchmarks.serve_load import ask, gap_from_text
+from stages import jsonl
 from stages.console import run_stage, summary
 from stages.params import load_params
 
@@ -20,17 +21,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--rows", type=int, default=50)
+    parser.add_argument("--artifact", default="merged")
     options = parser.parse_args()
     limit = load_params().evaluate.max_new_tokens
     rows, predictions = (
-        [json.loads(line) for line in Path(name).read_text(encoding="utf-8").splitlines()[: options.rows]]
-        for name in ("data/prepared/test.jsonl", "results/predictions/merged.jsonl")
+        [line for _, line in islice(jsonl.read(Path(name)), options.rows)]
+        for name in ("data/prepared/test.jsonl", f"results/predictions/{options.artifact}.jsonl")
     )
     same, gaps = 0, []
     for row, prediction in zip(rows, predictions, strict=True):
         # Without the system message: the server's template knows it.
         question = row | {"messages": [one for one in row["messages"] if one["role"] != "system"]}
-        reply = ask(options.url, question, limit, model="merged")
+        reply = ask(options.url, question, limit, model=options.artifact)
         if reply["text"] == prediction["answer"] and reply["stopped"] == prediction["stopped"]:
             same += 1
         else:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from stages import serving
 from stages.console import Refusal, run_stage
-from stages.params import Columns, Data, Params, load_params
+from stages.params import VLLM_TYPES, Columns, Data, Params, load_params
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("question")
     parser.add_argument("--schema", type=Path, help="text-to-SQL: a file of CREATE TABLE statements, or - to read them")
-    parser.add_argument("--artifact", help="base, adapter, merged, bf16 or a GGUF type; the GGUF to ship by default")
+    parser.add_argument("--artifact", help="base, adapter, merged, bf16, a GGUF or vLLM type; if not the GGUF to ship")
     parser.add_argument("--max-tokens", type=int, default=512, help="of the answer, 512 by default")
     return parser.parse_args()
 
@@ -89,11 +89,14 @@ def ask_transformers(artifact: str, conversation: list[dict[str, str]], max_toke
     from stages import base_model, chat, evaluate
 
     folder = serving.MODELS / artifact
-    if artifact not in ("base", "adapter", "merged"):
-        raise Refusal(f"{artifact!r} is no artifact; choose base, adapter, merged, bf16 or one of gguf.types")
+    stages = {"base": "fetch-base", "adapter": "quantize-load-train", "merged": "merge"}
+    stages |= {type_: f"quantize-vllm@{type_}" for type_ in VLLM_TYPES}
+    if artifact not in stages:
+        raise Refusal(
+            f"{artifact!r} is no artifact; choose base, adapter, merged, bf16 or one of gguf.types or vllm.types"
+        )
     if not (folder / base_model.RECORD).is_file():
-        stage = {"base": "fetch-base", "adapter": "quantize-load-train", "merged": "merge"}[artifact]
-        raise Refusal(f"{folder} is not there; run `dvc repro {stage}`, which makes it")
+        raise Refusal(f"{folder} is not there; run `dvc repro {stages[artifact]}`, which makes it")
     transformers.utils.logging.disable_progress_bar()
     base = base_model.locate(folder)
     tokenizer = chat.load_tokenizer(base)

@@ -9,10 +9,15 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from stages import bootstrap, outcomes
 from stages.bootstrap import Interval
 from stages.console import Refusal, run_stage
-from stages.outcomes import HIGHER_IS_BETTER, MEASURES, Outcomes
+from stages.markdown import table
+from stages.outcomes import MEASURES, Outcomes
+from stages.params import AT_LEAST
+from stages.report import change, show
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class Difference:
         """What the interval allows to say: "better", "worse", or "no difference seen"."""
         if not self.change.excludes_zero:
             return "no difference seen"
-        return "better" if (self.change.value > 0) == (self.measure in HIGHER_IS_BETTER) else "worse"
+        return "better" if (self.change.value > 0) == (self.measure in AT_LEAST) else "worse"
 
 
 def main() -> None:
@@ -38,7 +43,7 @@ def main() -> None:
     parser.add_argument("before", help="commit, branch, tag or experiment")
     parser.add_argument("after", nargs="?", help="another one; this workspace if not given")
     options = parser.parse_args()
-    print(markdown(differences(load(options.before), load(options.after))))
+    print(difference_table(differences(load(options.before), load(options.after))))
 
 
 def load(revision: str | None) -> Outcomes:
@@ -91,24 +96,29 @@ def differences(before: Outcomes, after: Outcomes) -> list[Difference]:
                 continue
             if before.has(artifact, measure) and after.has(artifact, measure):
                 old, weights = before.sums(artifact, measure)
-                new, _ = after.sums(artifact, measure)
-                change = bootstrap.ratio(new - old, weights, after.groups)
+                new, weights_after = after.sums(artifact, measure)
+                both = (weights > 0) & (weights_after > 0)  # other databases (evaluate.*) may judge other rows
+                old, new, weights = old[both], new[both], weights[both]
+                interval = bootstrap.ratio(new - old, weights, np.array(after.groups)[both])
                 values = (old.sum() / weights.sum(), new.sum() / weights.sum())
-                found.append(Difference(artifact, measure, *map(float, values), change))
+                found.append(Difference(artifact, measure, *map(float, values), interval))
     return found
 
 
-def markdown(found: list[Difference]) -> str:
-    """The differences as a table."""
-    lines = ["| artifact | measure | before | after | change (95 % interval) | |", "|---|---|--:|--:|--:|---|"]
-    for difference in found:
-        change = difference.change
-        lines.append(
-            f"| {difference.artifact} | {difference.measure.replace('_', ' ')} | {difference.before:.4f} "
-            f"| {difference.after:.4f} | {change.value:+.4f} ({change.low:+.4f} to {change.high:+.4f}) "
-            f"| {difference.verdict} |"
-        )
-    return "\n".join(lines)
+def difference_table(found: list[Difference]) -> str:
+    """The differences in Markdown; in brackets behind each change its 95 % interval."""
+    rows = [
+        [
+            difference.artifact,
+            difference.measure.replace("_", " "),
+            show(difference.measure, difference.before),
+            show(difference.measure, difference.after),
+            change(difference.measure, difference.change),
+            difference.verdict,
+        ]
+        for difference in found
+    ]
+    return table(["artifact", "measure", "before", "after", "change", ""], rows, left=2)
 
 
 if __name__ == "__main__":

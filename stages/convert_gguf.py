@@ -6,12 +6,11 @@ imatrix.gguf, measured on training rows; and an Ollama Modelfile, if one can be 
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from stages import base_model, chat, gguf_file, llama_cpp, modelfile, parity
+from stages import base_model, chat, gguf_file, jsonl, llama_cpp, modelfile, parity
 from stages.console import Refusal, run_stage, summary
 from stages.outputs import new_folder, write_text
 from stages.params import Params, load_params
@@ -28,7 +27,7 @@ def main() -> None:
     llama_cpp.find()
     tokenizer = AutoTokenizer.from_pretrained(MERGED)
     config = AutoConfig.from_pretrained(MERGED)
-    rows = [json.loads(line)["messages"] for line in evenly(TRAIN, settings.imatrix_rows)]
+    rows = [json.loads(line)["messages"] for line in jsonl.evenly(TRAIN, settings.imatrix_rows)]
     needed, free = base_model.weights_bytes(MERGED), shutil.disk_usage(MERGED).free
     if free < needed:
         raise Refusal(f"the GGUF needs {needed / 1e9:.1f} GB beside {MERGED}, and {free / 1e9:.1f} GB are free")
@@ -71,15 +70,6 @@ def write_modelfile(gguf: Path, tokenizer: PreTrainedTokenizerBase, config: Pret
         return f"no Modelfile: {reason}"
     write_text(gguf.with_name(modelfile.NAME), text)
     return "Modelfile"
-
-
-def evenly(path: Path, count: int) -> Iterator[str]:
-    """At most `count` lines of the file, evenly spaced over it; the file is never held in memory."""
-    with path.open(encoding="utf-8") as file:
-        lines = sum(1 for _ in file)
-        file.seek(0)
-        picked = {i * lines // count for i in range(count)}
-        yield from (line for i, line in enumerate(file) if i in picked)
 
 
 def measure_importance(

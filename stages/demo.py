@@ -5,7 +5,6 @@ chat recipe takes a message. Both models answer through llama-server.
 """
 
 import argparse
-import json
 import os
 import queue
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from threading import Event, Thread
 
-from stages import ask, serving
+from stages import ask, jsonl, serving
 from stages.console import Refusal, run_stage, summary
 from stages.params import Data, Params, load_params
 from stages.sql import trial
@@ -107,7 +106,7 @@ def read_examples(data: Data) -> list[list[str]]:
     """The first test rows of different schemas, as what a person would type; none where the rows are not here."""
     if not TEST_ROWS.is_file():
         return []
-    rows = [json.loads(line) for line in TEST_ROWS.read_text(encoding="utf-8").splitlines()]
+    rows = [row for _, row in jsonl.read(TEST_ROWS)]
     if data.task == "text-to-sql":
         by_schema = {row["context"]: row["question"] for row in reversed(rows)}
         return [[schema.replace("; ", ";\n"), question] for schema, question in list(by_schema.items())[-EXAMPLES:]]

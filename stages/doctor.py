@@ -85,6 +85,8 @@ def findings() -> Iterator[Finding]:
     except Refusal as refusal:
         yield Finding(PROBLEM, "base model", str(refusal))
         return
+    if params.vllm.types:
+        yield llm_compressor(params, model)
     yield from disk(params, model, shape)
     yield merge_memory(params, model)
     yield scoring_memory(params, model)
@@ -231,7 +233,9 @@ def base_model(params) -> tuple[Finding, BaseModel]:
     Raises:
         Refusal: if it cannot be had.
     """
-    from stages import base_model
+    from huggingface_hub.utils import filter_repo_objects
+
+    from stages import base_model, hub
 
     model = params.model
     if model.is_local or (model.is_embedded and base_model.embedded_folder().is_dir()):
@@ -251,7 +255,10 @@ def base_model(params) -> tuple[Finding, BaseModel]:
     if info is None:
         facts = of_folder(cached)
         return Finding(WARNING, "base model", f"{model.id}, in the cache; the hub cannot be reached"), facts
-    sizes = [file.size for file in info.siblings if file.rfilename.endswith(".safetensors")]
+    files = filter_repo_objects(
+        info.siblings, allow_patterns="*.safetensors", ignore_patterns=hub.COPIES, key=lambda file: file.rfilename
+    )
+    sizes = [file.size for file in files]
     if not sizes:
         raise Refusal(f"model.id: {model.id} has no .safetensors file, and pickled weights (.bin, .pt) are refused")
     licence = (info.card_data and info.card_data.license) or "not named"
@@ -280,6 +287,8 @@ def hub_repository(kind: str, name: str, revision: str | None):
         )
     except LocalEntryNotFoundError:
         cached = None
+    if kind == "model" and cached and not any(Path(cached).glob("*.safetensors")):
+        cached = None  # config.json alone, which `config_folder` fetched
     try:
         with hub.explained(kind, name, revision):
             info = HfApi().repo_info(name, repo_type=kind, revision=revision, files_metadata=True, timeout=10)
@@ -303,8 +312,9 @@ def config_folder(model) -> Path:
 
 
 def of_folder(folder: Path) -> BaseModel:
-    sizes = [path.stat().st_size for path in folder.glob("*.safetensors")]
-    return BaseModel(sum(sizes), 0, folder)
+    from stages import base_model
+
+    return BaseModel(base_model.weights_bytes(folder), 0, folder)
 
 
 def model_shape(params, model: BaseModel):
@@ -334,7 +344,25 @@ def written(params, model: BaseModel, shape) -> dict[str, float]:
     }
     for type_ in params.gguf.types:
         sizes[f"quantize-gguf@{type_}"] = parameters * bits_of(type_) / 8
+    for type_ in params.vllm.types:  # embeddings stay in 16 bits, and a group's scale takes 16
+        linear = shape.quantized if shape else parameters * 3 // 4
+        sizes[f"quantize-vllm@{type_}"] = linear * (4 + 16 / params.vllm.group_size) / 8 + 2 * (parameters - linear)
     return sizes
+
+
+def llm_compressor(params, model: BaseModel, requirements: Path = Path("requirements-llm-compressor.txt")) -> Finding:
+    """Whether vllm.types can be made: the packages as pinned, and a group size that fits the model."""
+    from stages import compressed, models
+
+    try:
+        if model.folder is not None:
+            compressed.check(models.skeleton(model.folder), params.vllm.group_size)
+    except Refusal as refusal:
+        return Finding(PROBLEM, "vLLM types", str(refusal))
+    packages = installed_packages(requirements)
+    if packages.level == PROBLEM:
+        return Finding(PROBLEM, "vLLM types", packages.figure, "run `make llm-compressor`")
+    return Finding(OK, "vLLM types", f"{', '.join(params.vllm.types)} in groups of {params.vllm.group_size}")
 
 
 def disk(params, model: BaseModel, shape) -> Iterator[Finding]:
@@ -382,7 +410,7 @@ def scoring_memory(params, model: BaseModel) -> Finding:
     from stages.device import available_memory
     from stages.memory_plan import CPU_LIBRARIES
 
-    whole = sorted({"base", "merged"} & set(params.evaluate.artifacts))
+    whole = sorted({"base", "merged", *params.vllm.types} & set(params.evaluate.artifacts))
     free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
     ram = available_memory()
     where = f"{gb(free)} free on the GPU, {gb(ram)} of RAM available" if free else f"{gb(ram)} of RAM available"

@@ -1,4 +1,4 @@
-"""evaluate --artifact NAME: score one artifact (base, adapter, merged, bf16 or a GGUF type) on the held-out rows.
+"""evaluate --artifact NAME: score one artifact (base, adapter, merged, a GGUF or vLLM type) on the held-out rows.
 
 Every artifact gets the same prompts as the same token ids, decodes greedily, and is scored by the same code; GGUF
 files answer through llama-server, as they will when they are served. Writes metrics/NAME.json,
@@ -7,11 +7,13 @@ at each token of the gold answers: `distance`).
 """
 
 import argparse
+import itertools
 import json
 import math
 import os
 import statistics
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from stages import base_model, chat, distance, hf_inference, models
+from stages import base_model, chat, distance, hf_inference, jsonl
 from stages.console import Refusal, run_stage, summary
 from stages.distance import Top
 from stages.hf_inference import Answer, Score
@@ -32,6 +34,7 @@ from stages.sql import verdict
 TEST_ROWS = Path("data/prepared/test.jsonl")
 SLOTS = 8  # requests that llama-server works on at once
 TIMED_PROMPTS = 5  # one at a time, for the time to the first token
+TIMED_ANSWERS = 2 * SLOTS  # for a GGUF's tokens a second
 
 
 def main() -> None:
@@ -43,7 +46,7 @@ def main() -> None:
     base = base_model.locate(folder)
     tokenizer = chat.load_tokenizer(base)
     stops = chat.stop_ids(tokenizer, base)
-    rows = [json.loads(line) for line in TEST_ROWS.read_text(encoding="utf-8").splitlines()]
+    rows = [row for _, row in jsonl.read(TEST_ROWS)]
     encoded = [chat.cut(chat.encode(tokenizer, row["messages"], stops), params.train.max_length) for row in rows]
 
     if (folder / "model.gguf").is_file():
@@ -60,7 +63,7 @@ def main() -> None:
         for row, text, answer, score in zip(rows, texts, results.answers, results.scores, strict=True)
     ]
     metrics = language_metrics(results.answers, results.scores) | {
-        "tokens_per_second": round(sum(len(answer.ids) for answer in results.answers) / results.seconds, 1),
+        "tokens_per_second": round(results.tokens_per_second, 1),
         "first_token_ms": round(1000 * results.first_token_seconds, 1),
         "peak_memory_mb": results.peak_memory and round(results.peak_memory / 1e6),
         "size_mb": round(size / 1e6, 1),
@@ -78,33 +81,37 @@ def main() -> None:
 class Results:
     """What an artifact did with the test rows.
 
-    seconds: that answering took; first_token_seconds: the median over a few prompts, one at a time; peak_memory: bytes,
-    of the GPU where one holds the model, else of the process that runs it; None where the system does not tell.
+    tokens_per_second: of answers, several at a time; first_token_seconds: the median over a few prompts, one at a time;
+    peak_memory: bytes, of the GPU where one holds the model, else of the process that runs it; None where the system
+    does not tell.
     """
 
     answers: list[Answer]
     scores: list[Score]
-    seconds: float
+    tokens_per_second: float
     first_token_seconds: float
     peak_memory: int | None
 
 
 def parse_arguments() -> str:
     parser = argparse.ArgumentParser(description="Score one artifact on the held-out rows.")
-    parser.add_argument("--artifact", required=True, help="base, adapter, merged, bf16 or one of gguf.types")
+    parser.add_argument("--artifact", required=True, help="base, adapter, merged, bf16 or a GGUF or vLLM type")
     return parser.parse_args().artifact
 
 
 def load(artifact: str, base: Path):
     """The transformers model that `artifact` names, ready to answer."""
+    from stages import compressed, models  # bitsandbytes takes seconds to import, and a GGUF needs none of it
+
     if artifact == "adapter":
         adapter = Path("models/adapter")
         model = models.load_base(base, models.read_quantization(adapter))
         models.dequantize(model)
         model = models.load_adapter(model, adapter)
+    elif artifact in ("base", "merged"):
+        model = models.load_plain(base if artifact == "base" else Path("models/merged"), torch.bfloat16)
     else:
-        folder = Path("models/merged") if artifact == "merged" else base
-        model = models.load_plain(folder, torch.bfloat16)
+        model = compressed.load(Path("models") / artifact)
     return model.eval()
 
 
@@ -126,7 +133,8 @@ def run_transformers(model, rows: list[chat.Encoded], stops: list[int], pad: int
         scores = hf_inference.score(model, rows, bar.update)
     on_gpu = model.device.type == "cuda"
     peak = torch.cuda.max_memory_allocated() if on_gpu else peak_memory(os.getpid())
-    return Results(answers, scores, seconds, statistics.median(waited[1:]), peak)  # the first one warms up
+    speed = count_tokens(answers) / seconds
+    return Results(answers, scores, speed, statistics.median(waited[1:]), peak)  # the first prompt warms up
 
 
 def run_gguf(gguf: Path, rows: list[chat.Encoded], params: Params) -> Results:
@@ -134,29 +142,44 @@ def run_gguf(gguf: Path, rows: list[chat.Encoded], params: Params) -> Results:
     limit = params.evaluate.max_new_tokens
     context = max(max(row.prompt_length + limit, len(row.input_ids)) for row in rows) + 8
 
-    def answer_and_score(row: chat.Encoded) -> tuple[Answer, Score, float]:
+    def answer_and_score(row: chat.Encoded) -> tuple[Answer, Score]:
         # Together, because a thread keeps to one slot of the server and finds the prompt in its cache.
-        begin = time.monotonic()
-        completion = server.complete(row.input_ids[: row.prompt_length], limit)
-        seconds = time.monotonic() - begin
+        completion = server.complete(row.input_ids[: row.prompt_length], limit, count=distance.COUNT)
         supervised = [at for at, label in enumerate(row.labels) if label != chat.IGNORED]
-        scored = server.score(row.input_ids, supervised, distance.COUNT)
+        scored = server.score(row.input_ids, supervised, distance.COUNT, completion)
         gold = [row.input_ids[at] for at in supervised]
-        return Answer(completion.tokens, completion.stopped), gguf_score(scored, gold), seconds
+        bar.update()
+        return Answer(completion.tokens, completion.stopped), gguf_score(scored, gold)
+
+    def work(run: np.ndarray) -> list[tuple[int, tuple[Answer, Score]]]:
+        return [(at, answer_and_score(rows[at])) for at in run.tolist()]
+
+    def answer(row: chat.Encoded) -> Answer:
+        completion = server.complete(row.input_ids[: row.prompt_length], limit, reuse=False)
+        return Answer(completion.tokens, completion.stopped)
 
     def first_token(row: chat.Encoded) -> float:
         begin = time.monotonic()
         server.complete(row.input_ids[: row.prompt_length], 1, reuse=False)
         return time.monotonic() - begin
 
+    # Rows that begin alike (those of one schema) go to one slot, one behind the other: it has evaluated their start.
+    in_order = sorted(range(len(rows)), key=lambda at: rows[at].input_ids)
+    runs = np.array_split(in_order, SLOTS)
     free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
     with Server(gguf, context=context, slots=SLOTS) as server, ThreadPoolExecutor(SLOTS) as pool:
         waited = [first_token(row) for row in rows[:1] + rows[:TIMED_PROMPTS]]
-        work = pool.map(answer_and_score, rows)
-        results = list(tqdm(work, total=len(rows), desc="answering and scoring tokens", unit=" rows"))
+        with tqdm(total=len(rows), desc="answering and scoring tokens", unit=" rows") as bar:
+            done = dict(itertools.chain.from_iterable(pool.map(work, runs)))
+        begin = time.monotonic()  # answers alone, as they are served: with the scores between them they come slower
+        speed = count_tokens(pool.map(answer, rows[:TIMED_ANSWERS])) / (time.monotonic() - begin)
         peak = free - torch.cuda.mem_get_info()[0] if uses_gpu(server.pid) else peak_memory(server.pid)
-    answers, scores, seconds = (list(column) for column in zip(*results, strict=True))
-    return Results(answers, scores, sum(seconds) / SLOTS, statistics.median(waited[1:]), peak)
+    answers, scores = zip(*(done[at] for at in range(len(rows))), strict=True)
+    return Results(list(answers), list(scores), speed, statistics.median(waited[1:]), peak)
+
+
+def count_tokens(answers: Iterable[Answer]) -> int:
+    return sum(len(answer.ids) for answer in answers)
 
 
 def gguf_score(tokens: list[Scored], gold: list[int]) -> Score:

@@ -3,23 +3,27 @@
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gguf import GGUFReader
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from gguf import GGUFReader, LlamaFileType
 
 from stages.console import Refusal
+
+if TYPE_CHECKING:  # seconds to import, and nothing here needs more than their names
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
 class Contents:
     """What a GGUF file says of itself.
 
-    shapes: tensor name -> shape; types: tensor type -> its share of all weights, largest first; vocabulary: number of
-    tokens; template and the three ids: None where the file names none; adds_bos: whether its tokenizer puts a BOS
-    before every prompt; size: bytes on disk.
+    file_type: llama-quantize's name of the type that it was made as; shapes: tensor name -> shape; types: tensor type
+    -> its share of all weights, largest first; vocabulary: number of tokens; template and the three ids: None where the
+    file names none; adds_bos: whether its tokenizer puts a BOS before every prompt; size: bytes on disk.
     """
 
     architecture: str
+    file_type: str
     layers: int
     width: int
     vocabulary: int
@@ -57,6 +61,7 @@ def read(path: Path) -> Contents:
     architecture = value("general.architecture")
     return Contents(
         architecture=architecture,
+        file_type=LlamaFileType(value("general.file_type")).name.removeprefix("MOSTLY_"),
         layers=value(f"{architecture}.block_count"),
         width=value(f"{architecture}.embedding_length"),
         vocabulary=len(reader.get_field("tokenizer.ggml.tokens").data),
@@ -71,7 +76,7 @@ def read(path: Path) -> Contents:
     )
 
 
-def check_converted(path: Path, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Contents:
+def check_converted(path: Path, config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> Contents:
     """Read `path` back and compare it with the Hugging Face model that it was converted from.
 
     Raises:
@@ -80,6 +85,7 @@ def check_converted(path: Path, config: PretrainedConfig, tokenizer: PreTrainedT
     contents = read(path)
     text = config.get_text_config()
     expected = {
+        "file_type": "BF16",
         "layers": text.num_hidden_layers,
         "width": text.hidden_size,
         "vocabulary": text.vocab_size,
@@ -99,8 +105,8 @@ def check_converted(path: Path, config: PretrainedConfig, tokenizer: PreTrainedT
     return contents
 
 
-def check_quantized(path: Path, source: Path) -> Contents:
-    """Read `path` back and compare it with the GGUF `source` that it was quantized from: all but the types is equal.
+def check_quantized(path: Path, source: Path, type_: str) -> Contents:
+    """Read `path` back: it is of `type_`, and all else is as in the GGUF `source` that it was quantized from.
 
     Raises:
         Refusal: naming everything that differs.
@@ -113,6 +119,8 @@ def check_quantized(path: Path, source: Path) -> Contents:
         differences.append(f"tensors ({', '.join(sorted({name for name, _ in tensors})[:5])})")
     if differences:
         raise Refusal(f"{path} differs from {source} in more than its types: {', '.join(differences)}")
+    if contents.file_type != type_:
+        raise Refusal(f"{path} is of type {contents.file_type}, and {type_} was asked for")
     return contents
 
 

@@ -1,17 +1,22 @@
-"""Answers and teacher-forced scores of a transformers model, in batches sorted by length."""
+"""Answers and teacher-forced scores of a transformers model, in batches of rows that begin alike where there are such.
+
+The prompts of one schema differ in their last line only. What they share goes through the model once, and the keys and
+values that it leaves are handed to each of them.
+"""
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import Cache, GenerationConfig, PreTrainedModel
 
-from stages import distance, packing
-from stages.chat import Encoded
+from stages import distance
+from stages.chat import IGNORED, Encoded
 from stages.distance import Top
 
-PACK_TOKENS = 1024  # of teacher-forced scoring: the logits of a pack are (tokens, vocabulary)
+SCORED_TOKENS = 2048  # in a batch of teacher-forced scoring: its logits are (tokens, vocabulary) at most
 
 
 @dataclass(frozen=True)
@@ -44,12 +49,13 @@ def generate(
 ) -> tuple[list[Answer], float]:
     """Greedy answers to `prompts` (token ids), in their order, and the seconds that generating took.
 
-    Longest prompts go first: if the memory does not suffice, that shows at once, and the batch is halved.
+    The longest prompt is in the first batch: if the memory does not suffice, that shows at once, and the batch is
+    halved.
     """
     settings = GenerationConfig(
         do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=list(stops), pad_token_id=pad
     )
-    todo = sorted(range(len(prompts)), key=lambda at: -len(prompts[at]))
+    todo = [at for family in families(prompts) for at in family]
     answers: dict[int, Answer] = {}
     begin = time.monotonic()
     while todo:
@@ -70,43 +76,129 @@ def generate(
 
 @torch.inference_mode()
 def _generate_batch(model: PreTrainedModel, prompts: list[Sequence[int]], settings: GenerationConfig) -> list[Answer]:
-    width = max(map(len, prompts))
-    padding = [width - len(prompt) for prompt in prompts]
-    ids = [[settings.pad_token_id] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)]
-    mask = [[0] * pad + [1] * (width - pad) for pad in padding]
+    pad = settings.pad_token_id
+    read = read_starts(model, prompts, pad)
+    rest = [list(prompt[length:]) for prompt, length in zip(prompts, read.lengths, strict=True)]
+    width = max(map(len, rest))
+    ids = torch.tensor([[pad] * (width - len(part)) + part for part in rest], device=model.device)
+    mask = torch.tensor([[0] * (width - len(part)) + [1] * len(part) for part in rest], device=model.device)
+    ids = torch.cat([read.ids, ids], 1)
     output = model.generate(
-        input_ids=torch.tensor(ids, device=model.device),
-        attention_mask=torch.tensor(mask, device=model.device),
+        input_ids=ids,
+        attention_mask=torch.cat([read.mask, mask], 1),
+        past_key_values=read.cache,
         generation_config=settings,
     )
     answers = []
-    for row in output[:, width:].tolist():
+    for row in output[:, ids.shape[1] :].tolist():
         end = next((at for at, token in enumerate(row) if token in settings.eos_token_id), None)
         answers.append(Answer(row[:end], end is not None))
     return answers
 
 
+def families(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Indices of prompts of which each shares at least half with the first of its list; the longest prompt's list goes
+    first."""
+    found: list[list[int]] = []
+    for at in sorted(range(len(prompts)), key=lambda at: prompts[at]):
+        if found:
+            first = prompts[found[-1][0]]
+            if 2 * len(shared_start([first, prompts[at]])) >= max(len(first), len(prompts[at])):
+                found[-1].append(at)
+                continue
+        found.append([at])
+    return sorted(found, key=lambda family: -max(len(prompts[at]) for at in family))
+
+
+def shared_start(rows: Sequence[Sequence[int]]) -> Sequence[int]:
+    """The longest start that all rows have."""
+    same = takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False))
+    return rows[0][: sum(1 for _ in same)]
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a model has read of some prompts: its cache, one line a prompt, and the ids and mask of what is no padding,
+    both (prompts, tokens); `lengths`: how many ids of each prompt it has read."""
+
+    cache: Cache
+    ids: torch.Tensor
+    mask: torch.Tensor
+    lengths: list[int]
+
+
+def read_starts(model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad: int) -> Read:
+    """Let the model read how each prompt begins, once for all that begin alike; the last id of each is left."""
+    starts, start_of = [], {}
+    for family in families(prompts):
+        start_of |= dict.fromkeys(family, len(starts))
+        starts.append(shared_start([prompts[at][:-1] for at in family]))
+    width = max(map(len, starts))
+    blanks = [width - len(start) for start in starts]
+    ids = [[pad] * blank + list(start) for blank, start in zip(blanks, starts, strict=True)]
+    ids = torch.tensor(ids, device=model.device)
+    mask = torch.tensor([[0] * blank + [1] * (width - blank) for blank in blanks], device=model.device)
+    cache = model(
+        input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=True, logits_to_keep=1
+    ).past_key_values
+    lines = torch.tensor([start_of[at] for at in range(len(prompts))], device=model.device)
+    cache.batch_select_indices(lines)
+    return Read(cache, ids[lines], mask[lines], mask[lines].sum(1).tolist())
+
+
+def positions(mask: torch.Tensor) -> torch.Tensor:
+    """Each token's place in its row, padding left out: (rows, tokens)."""
+    return (mask.cumsum(1) - 1).clamp(min=0)
+
+
 @torch.inference_mode()
 def score(model: PreTrainedModel, rows: Sequence[Encoded], progress: Callable[[int], None]) -> list[Score]:
     """Teacher-forced scores of each row's supervised tokens, in the rows' order."""
-    lengths = [len(row.input_ids) for row in rows]
     scores: dict[int, Score] = {}
-    for pack in packing.pack_evaluation(lengths, max(PACK_TOKENS, *lengths)):
-        logits = model(**packing.pack_tensors([rows[at] for at in pack], model.device)).logits[0]
-        begin = 0
-        for at in pack:
-            # Position t predicts token t + 1, and the first token of a row is never supervised.
-            labels = torch.tensor(rows[at].labels[1:], device=logits.device)
-            where = torch.nonzero(labels >= 0).flatten()
-            log_probs = torch.log_softmax(logits[begin + where].float(), dim=-1)
-            gold = labels[where]
-            nll = -log_probs.gather(1, gold[:, None]).sum()
-            best = log_probs.topk(min(distance.COUNT, log_probs.shape[1]), sorted=True)
-            top = Top(best.indices.int().cpu().numpy(), best.values.cpu().numpy())
-            scores[at] = Score(len(where), float(nll), int((best.indices[:, 0] == gold).sum()), top)
-            begin += lengths[at]
-        progress(len(pack))
+    for batch in score_batches(rows):
+        scores |= zip(batch, _score_batch(model, [rows[at] for at in batch]), strict=True)
+        progress(len(batch))
     return [scores[at] for at in range(len(rows))]
+
+
+def score_batches(rows: Sequence[Encoded]) -> list[list[int]]:
+    """Batches of indices of rows, those that begin alike together, that have SCORED_TOKENS or are one row."""
+    batches: list[list[int]] = [[]]
+    for at in (at for family in families([row.input_ids for row in rows]) for at in family):
+        longest = max(len(rows[other].input_ids) for other in [*batches[-1], at])
+        if batches[-1] and longest * (len(batches[-1]) + 1) > SCORED_TOKENS:
+            batches.append([])
+        batches[-1].append(at)
+    return batches
+
+
+def _score_batch(model: PreTrainedModel, rows: list[Encoded]) -> list[Score]:
+    # Position t predicts token t + 1, and the first token of a row is never supervised.
+    where = [[at for at, label in enumerate(row.labels) if label != IGNORED] for row in rows]
+    read = read_starts(model, [row.input_ids[: at[0]] for row, at in zip(rows, where, strict=True)], pad=0)
+    rest = [row.input_ids[length:] for row, length in zip(rows, read.lengths, strict=True)]
+    width = max(map(len, rest))
+    ids = torch.tensor([part + [0] * (width - len(part)) for part in rest], device=model.device)
+    mask = torch.tensor([[1] * len(part) + [0] * (width - len(part)) for part in rest], device=model.device)
+    mask = torch.cat([read.mask, mask], 1)
+    first = min(at[0] - 1 - length for at, length in zip(where, read.lengths, strict=True))
+    logits = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions(mask)[:, -width:],
+        past_key_values=read.cache,
+        logits_to_keep=width - first,
+    ).logits
+    scores = []
+    for line, row, at, length in zip(logits, rows, where, read.lengths, strict=True):
+        at = torch.tensor(at, device=line.device)
+        log_probs = torch.log_softmax(line[at - 1 - length - first].float(), dim=-1)
+        gold = torch.tensor(row.input_ids, device=line.device)[at]
+        nll = -log_probs.gather(1, gold[:, None]).sum()
+        best = log_probs.topk(min(distance.COUNT, log_probs.shape[1]), sorted=True)
+        top = Top(best.indices.int().cpu().numpy(), best.values.cpu().numpy())
+        scores.append(Score(len(at), float(nll), int((best.indices[:, 0] == gold).sum()), top))
+    return scores
 
 
 @torch.inference_mode()

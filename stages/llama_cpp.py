@@ -31,6 +31,7 @@ VERSION = "0.3.36"  # of the sdist llama-cpp-python, which carries the tree of l
 TOOLS = ("llama-quantize", "llama-imatrix", "llama-perplexity", "llama-server")
 CONVERTER = "convert_hf_to_gguf.py"
 SMALLEST_LOGPROB = -103.0  # a float32 probability below exp of this is 0
+AHEAD = 8  # ids that one request may score; what follows the first that the model would not choose is lost
 
 
 @dataclass(frozen=True)
@@ -244,7 +245,8 @@ class Completion:
 
     tokens: generated ids, without the end-of-generation token; text: the same, decoded; stopped: whether the model
     ended it itself; prompt_tokens: ids of the prompt that were evaluated (not those found in the cache); prompt_ms,
-    predicted_ms: time for the prompt (which ends with the first token) and for the generated tokens.
+    predicted_ms: time for the prompt (which ends with the first token) and for the generated tokens;
+    prompt_length: ids of the prompt; steps: the server's report on each generated id, if it was asked for.
     """
 
     tokens: list[int]
@@ -253,6 +255,8 @@ class Completion:
     prompt_tokens: int
     prompt_ms: float
     predicted_ms: float
+    prompt_length: int
+    steps: list[dict]
 
 
 @dataclass(frozen=True)
@@ -261,6 +265,33 @@ class Scored:
 
     logprob: float
     top: list[tuple[int, float]]
+
+
+def _steps(reply: dict) -> list[dict]:
+    """What the server reports on each generated id; nothing if it leaves one out, which ends within a character."""
+    steps = reply.get("completion_probabilities", [])
+    return steps if len(steps) == len(reply["tokens"]) else []
+
+
+def _agreeing(steps: list[dict], ids: list[int], begin: int, count: int) -> dict[int, Scored]:
+    """The scores of as many ids from position `begin` on as the model chose itself, and of the one after them.
+
+    A model that was trained on such answers chooses most of them, so one request scores several.
+    """
+    scored = {}
+    for at, step in zip(range(begin, len(ids)), steps, strict=False):
+        given = {top["id"]: top["logprob"] for top in step["top_logprobs"]}
+        if ids[at] in given:
+            scored[at] = _scored(given[ids[at]], step, count)
+        if step["id"] != ids[at]:
+            break
+    return scored
+
+
+def _scored(logprob: float, step: dict, count: int) -> Scored:
+    # Of a probability too small for a float the server reports the lowest float as logarithm.
+    top = [(top["id"], max(top["logprob"], SMALLEST_LOGPROB)) for top in step["top_logprobs"][:count]]
+    return Scored(max(logprob, SMALLEST_LOGPROB), top)
 
 
 class Server:
@@ -312,6 +343,7 @@ class Server:
         self.pid = self._process.pid
         try:
             while not self._is_ready():
+                self._check_alive()
                 time.sleep(0.05)
             self._plain_id = self.tokenize("a")[-1]
         except BaseException:
@@ -338,12 +370,13 @@ class Server:
         body = {"messages": messages, "add_generation_prompt": add_generation_prompt}
         return self._post("/apply-template", body)["prompt"]
 
-    def complete(self, prompt_ids: list[int], max_tokens: int, reuse: bool = True) -> Completion:
+    def complete(self, prompt_ids: list[int], max_tokens: int, reuse: bool = True, count: int = 0) -> Completion:
         """Answer greedily, until the model ends its turn or `max_tokens` ids are generated.
 
-        With `reuse`, the start of the prompt that the slot's cache holds is not evaluated again.
+        With `reuse`, the start of the prompt that the slot's cache holds is not evaluated again. With `count`, the
+        `count` most probable ids are reported at each step.
         """
-        reply = self._generate(prompt_ids, max_tokens, cache_prompt=reuse)
+        reply = self._generate(prompt_ids, max_tokens, cache_prompt=reuse, n_probs=count)
         timings = reply["timings"]
         stopped = reply["stop_type"] == "eos"
         return Completion(
@@ -353,14 +386,26 @@ class Server:
             prompt_tokens=timings["prompt_n"],
             prompt_ms=timings["prompt_ms"],
             predicted_ms=timings["predicted_ms"],
+            prompt_length=len(prompt_ids),
+            steps=_steps(reply),
         )
 
-    def score(self, ids: list[int], positions: Sequence[int], count: int) -> list[Scored]:
+    def score(
+        self, ids: list[int], positions: Sequence[int], count: int, answer: Completion | None = None
+    ) -> list[Scored]:
         """Teacher forcing: what the model gives the id at each position (from 1), all ids before it being as given.
 
-        With each id come the `count` most probable ones.
+        With each id come the `count` most probable ones. `answer` is the model's own to a prompt that `ids` begin with,
+        completed with the same `count`: as far as it goes on like `ids`, it tells the scores.
         """
-        return [self._score_next(ids[:position], ids[position], count) for position in positions]
+        scored = _agreeing(answer.steps, ids, answer.prompt_length, count) if answer else {}
+        for position in positions:
+            if position not in scored:
+                reply = self._generate(ids[:position], min(AHEAD, len(ids) - position), n_probs=count)
+                scored |= _agreeing(_steps(reply), ids, position, count)
+            if position not in scored:
+                scored[position] = self._score_next(ids[:position], ids[position], count)
+        return [scored[position] for position in positions]
 
     def _score_next(self, ids: list[int], forced: int, count: int) -> Scored:
         # A bias leaves the sampler no choice; the probabilities that are reported are those before it. One id a
@@ -374,9 +419,7 @@ class Server:
             if all(top["id"] != forced for top in step["top_logprobs"]):
                 step = self._step(ids, self._plain_id, 1 << 30)
         logprob = next(top["logprob"] for top in (step, *step["top_logprobs"]) if top["id"] == forced)
-        # Of a probability too small for a float the server reports the lowest float as logarithm.
-        top = [(top["id"], max(top["logprob"], SMALLEST_LOGPROB)) for top in step["top_logprobs"][:count]]
-        return Scored(max(logprob, SMALLEST_LOGPROB), top)
+        return _scored(logprob, step, count)
 
     def _step(self, ids: list[int], forced: int, count: int) -> dict | None:
         """The server's report on one generated id, `forced`, with the `count` most probable ones."""
@@ -395,7 +438,6 @@ class Server:
             connection.request("GET", "/health")
             return connection.getresponse().status == 200 and self._process.poll() is None
         except OSError:
-            self._check_alive()
             return False
         finally:
             connection.close()

@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from stages.params import Params
+from stages.params import VLLM_TYPES, Params
 
 EMBEDDED_SOURCE = "HuggingFaceTB/SmolLM2-135M-Instruct"  # what the package's model is on the hub
 
@@ -30,6 +30,8 @@ def render(params: Params, base: dict, data: dict, sections: list[str]) -> str:
     rows = hashlib.sha256(Path("data/prepared/train.jsonl").read_bytes()).hexdigest()
     trained_on = f"{params.data.source}{f' at {params.data.revision}' if params.data.revision else ''}"
     ggufs = [name for name in params.evaluate.artifacts if name in params.gguf.types] or params.gguf.types
+    vllm = [name for name in params.evaluate.artifacts if name in VLLM_TYPES]
+    files = [*(f"models/{name}/model.gguf" for name in ggufs), *(f"models/{name}" for name in vllm)]
     return "\n".join(
         [
             f"---\n{header}\n---",
@@ -38,16 +40,17 @@ def render(params: Params, base: dict, data: dict, sections: list[str]) -> str:
             f"- base model: {params.model.id}, revision {params.model.revision or 'of the files in models/base'}",
             f"- licence of the base model: {base['licence'] or 'not named by its files: look it up before you share'}",
             f"- training rows: {data['rows']['train']:,} of {trained_on} (SHA-256 of the prepared rows: {rows})",
-            f"- files: {', '.join(f'models/{name}/model.gguf' for name in ggufs)}",
+            f"- files: {', '.join(files)}",
             "",
             "## Run it",
             "",
             "```bash",
             f"make pull-model TYPE={ggufs[-1]}   # in the repository, at this model's tag or commit (REV=...)",
             f"llama-server --model served/{ggufs[-1]}/model.gguf --jinja",
+            *(f"make pull-model TYPE={name} && vllm serve served/{name}" for name in vllm),
             "```",
             "",
-            "The chat template is in the file. The system prompt of training: "
+            "The chat template is in the files. The system prompt of training: "
             + (f"`{params.data.system_prompt}`" if params.data.system_prompt else "none")
             + ".",
             "",

@@ -1,11 +1,11 @@
 """Loading models: in 4 bits, as training and the scoring of the adapter need them; plain; without weights."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
-from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
@@ -13,6 +13,9 @@ from stages.base_model import weights_bytes
 from stages.console import Refusal
 from stages.device import available_memory
 from stages.params import Lora, Quantization
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 QUANTIZATION = "quantization.json"
 
@@ -102,10 +105,15 @@ def load_plain(folder: Path, dtype: torch.dtype, config: PreTrainedConfig | None
     return _load(folder, config, dtype=dtype, device_map={"": 0 if fits else "cpu"})
 
 
-def load_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
-    """`model` with the adapter on it. Raises Refusal if its weights cannot be read."""
+def load_adapter(model: PreTrainedModel, adapter: Path) -> "PeftModel":
+    """`model` with the adapter on it, in the model's precision, in which training multiplies, too.
+
+    PEFT's default, float32, would cost half as much time again. Raises Refusal if its weights cannot be read.
+    """
+    from peft import PeftModel  # a second to import, which the plain models do not need
+
     try:
-        return PeftModel.from_pretrained(model, adapter)
+        return PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False)
     except SafetensorError as error:
         raise Refusal(f"{adapter}: broken weights ({error}); run `dvc repro --force quantize-load-train`") from None
 

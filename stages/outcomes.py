@@ -24,7 +24,6 @@ MEASURES = {
     "next_token_accuracy": ("top1", "tokens"),
     "stop_rate": ("stopped", ""),
 }
-HIGHER_IS_BETTER = {"execution_accuracy", "next_token_accuracy", "stop_rate"}
 COLUMNS = ("right", "nll", "top1", "stopped")  # of each artifact
 
 

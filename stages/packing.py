@@ -8,12 +8,15 @@ and never what a step learns from.
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from datasets import Dataset
 
 from stages.chat import IGNORED, Encoded
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 def plan(
@@ -85,12 +88,13 @@ def pack_evaluation(lengths: Sequence[int], pack_tokens: int) -> list[list[int]]
     return [pack for pack in balance(range(len(lengths)), lengths, packs) if pack]
 
 
-def pack_dataset(packs: Sequence[Sequence[int]], encoded: Sequence[Encoded], pad_token_id: int) -> Dataset:
+def pack_dataset(packs: Sequence[Sequence[int]], encoded: Sequence[Encoded], pad_token_id: int) -> "Dataset":
     """A data set with one pack an example, put together when it is asked for.
 
     Each example has `input_ids` and `labels` (equally long lists) and `seq_lengths` (the rows' lengths), as trl's
     padding-free collator takes them. An empty pack becomes one pad token without a label.
     """
+    from datasets import Dataset  # only training needs it, and it takes a second to import
 
     def assemble(batch: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
         examples: dict[str, list[list[int]]] = {"input_ids": [], "labels": [], "seq_lengths": []}

@@ -13,6 +13,7 @@ from ruamel.yaml.reader import ReaderError
 from stages.console import Refusal, run_stage
 
 EMBEDDED = "embedded/SmolLM2-135M-Instruct"
+VLLM_TYPES = ("W4A16-AWQ", "W4A16-GPTQ")  # 4-bit weights, 16-bit activations
 Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
@@ -136,6 +137,19 @@ class Gguf(Section):
         return types
 
 
+class Vllm(Section):
+    types: list[Literal[VLLM_TYPES]]
+    group_size: Literal[32, 64, 128]  # what vLLM's kernels know
+    calibration_rows: Count
+
+    @field_validator("types")
+    @classmethod
+    def each_once(cls, types: list[str]) -> list[str]:
+        if len(set(types)) < len(types):
+            raise ValueError("lists a type twice")
+        return types
+
+
 class Evaluate(Section):
     artifacts: Annotated[list[str], Field(min_length=1)]
     max_new_tokens: Count
@@ -153,6 +167,7 @@ class Params(Section):
     train: Train
     merge: Merge
     gguf: Gguf
+    vllm: Vllm
     evaluate: Evaluate
 
     @model_validator(mode="after")
@@ -169,12 +184,12 @@ class Params(Section):
                 problems.append(f"{section}: {name!r} is neither {where} nor a name on the hub (owner/name)")
             elif not is_hub and revision is not None:
                 problems.append(f"{section}.revision: only a hub name has one; set it to null for {name!r}")
-        built = {"base", "adapter", "merged", "bf16", *self.gguf.types}
+        built = {"base", "adapter", "merged", "bf16", *self.gguf.types, *self.vllm.types}
         for artifact in self.evaluate.artifacts:
             if artifact not in built:
                 problems.append(
                     f"evaluate.artifacts: {artifact!r} is never made; choose from {', '.join(sorted(built))}, "
-                    "or add it to gguf.types"
+                    "or add it to gguf.types or vllm.types"
                 )
         if len(set(self.evaluate.artifacts)) < len(self.evaluate.artifacts):
             problems.append("evaluate.artifacts: lists an artifact twice")
@@ -272,8 +287,11 @@ def parse_gate(name: str) -> tuple[str, str | None, str | None]:
 def predecessor(artifact: str, scored: list[str]) -> str | None:
     """The artifact in `scored` that `artifact` was made from, or the nearest before it; None if there is none."""
     chain = ["base", "adapter", "merged", "bf16"]
-    before = chain[: chain.index(artifact)] if artifact in chain else chain
-    return next((name for name in reversed(before) if name in scored), None)
+    if artifact in chain:
+        chain = chain[: chain.index(artifact)]
+    elif artifact in VLLM_TYPES:  # made beside the GGUFs
+        chain.remove("bf16")
+    return next((name for name in reversed(chain) if name in scored), None)
 
 
 # llama-quantize's names; F16 and BF16 stand under models/bf16 already.

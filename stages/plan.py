@@ -69,7 +69,7 @@ def row_lengths(params: Params) -> tuple[list[int], str]:
     """Tokens of each training row, and where that is known from.
 
     Raises:
-        Refusal: if the rows are in a file, and it cannot be read.
+        Refusal: if the rows are in a file, and it cannot be read or none of them can be used.
     """
     data, longest = params.data, params.train.max_length
     if PREPARED.is_file():
@@ -77,8 +77,10 @@ def row_lengths(params: Params) -> tuple[list[int], str]:
             return [min(json.loads(line)["tokens"], longest) for line in lines], "as prepared"
     if data.is_local:
         lengths = sorted(estimate(data, longest))
+        if not lengths:
+            raise Refusal(f"{data.source}: no row can be used; `dvc repro prepare-dataset` says why of each")
         wanted = min(len(lengths), data.train_rows or round(len(lengths) * share_for_training(data)))
-        # Every so manieth, from short to long, the longest among them.
+        # Evenly spaced, from short to long, the longest among them.
         chosen = [lengths[(at + 1) * len(lengths) // wanted - 1] for at in range(wanted)]
         return chosen, f"an estimate from {data.source}; exact after `dvc repro prepare-dataset`"
     count = data.train_rows or 1000

@@ -11,20 +11,22 @@ import csv
 import io
 import itertools
 import json
-import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+
 from stages import compare, gates
-from stages.compare import Difference
+from stages.compare import difference_table
 from stages.console import Refusal, run_stage
 from stages.gates import Checked
 from stages.markdown import table
 from stages.outputs import write_text
 from stages.params import DISTANCES, Params, load_params
-from stages.report import change, gate_table, number, show
+from stages.report import gate_table, number, show
 
 MARK = "<!-- pr_report -->"  # by which the comment is found again
 SERVED = {"size_mb": "MB", "tokens_per_second": "tokens/s", "first_token_ms": "first token, ms"}
@@ -46,9 +48,9 @@ def main() -> None:
     broken = [gate.name for gate in checked if not gate.holds]
     page = [
         f"{MARK}\n## What this changes against `{arguments.base}` ({base[:7]})\n",
-        f"- dvc.lock: {'**stale**, would run ' + ', '.join(stale) if stale else 'current'}",
+        f"- dvc.lock: {'**stale**: ' + ', '.join(stale) if stale else 'current'}",
         f"- gates: {verdict(checked, broken)}\n",
-        *section("Parameters", dvc_table("params", base)),
+        *section("Parameters", changed_parameters(base)),
         *score_section(params, base, before, after),
         *(section("Gates", gate_table(checked)) if checked else []),
         *section("Served files", served_table(params, before, after)),
@@ -88,17 +90,19 @@ def in_checkout(path: str) -> str | None:
 
 
 def stale_stages() -> list[str]:
-    """The stages whose record in dvc.lock is not of these parameters, modules and rows; those that follow are left out
-    where nothing is in the cache.
+    """The stages whose record in dvc.lock is not of these parameters, modules and rows, whether or not their data are
+    here; not those that follow them.
+
+    `dvc repro --dry` stops at the first stale stage whose inputs are missing, without naming it.
 
     Raises:
         Refusal: if DVC cannot tell; with its reason.
     """
-    plan = subprocess.run(["dvc", "repro", "--dry", "--allow-missing"], capture_output=True, text=True)
-    stale = re.findall(r"Running stage '(.+)':", plan.stdout)
-    if plan.returncode and not stale:  # with a stale stage DVC may stumble over outputs that are not here
-        raise Refusal(f"`dvc repro --dry` failed: {plan.stderr.strip()}")
-    return stale
+    try:
+        with Repo() as repo, repo.lock:
+            return [stage.addressing for stage in repo.index.stages if stage.changed(allow_missing=True)]
+    except DvcException as error:
+        raise Refusal(f"DVC cannot tell whether dvc.lock is stale: {error}") from None
 
 
 def artifact_metrics(artifact: str, read: Reader) -> dict[str, float]:
@@ -124,9 +128,15 @@ def section(title: str, text: str | None) -> list[str]:
     return [f"### {title}\n", text or "No change.", ""]
 
 
-def dvc_table(what: str, base: str) -> str | None:
-    """DVC's own table of changed parameters; None if there is none."""
-    done = subprocess.run(["dvc", what, "diff", "--md", base], capture_output=True, text=True)
+def changed_parameters(base: str) -> str | None:
+    """DVC's own table of changed parameters; None if there is none.
+
+    Raises:
+        Refusal: if DVC cannot tell; with its reason.
+    """
+    done = subprocess.run(["dvc", "params", "diff", "--md", base], capture_output=True, text=True)
+    if done.returncode:
+        raise Refusal(f"`dvc params diff` failed: {done.stderr.strip()}")
     lines = done.stdout.strip().splitlines()
     return "\n".join(lines).replace(base, base[:7]) if len(lines) > 2 else None
 
@@ -157,21 +167,6 @@ def score_section(params: Params, base: str, before: Reader, after: Reader) -> l
         "over groups): one that holds 0 shows no difference.\n\n"
         f"<details><summary>Other measures</summary>\n\n{difference_table(rest)}\n\n</details>",
     )
-
-
-def difference_table(found: list[Difference]) -> str:
-    rows = [
-        [
-            difference.artifact,
-            difference.measure.replace("_", " "),
-            show(difference.measure, difference.before),
-            show(difference.measure, difference.after),
-            change(difference.measure, difference.change),
-            difference.verdict,
-        ]
-        for difference in found
-    ]
-    return table(["artifact", "measure", "before", "after", "change", ""], rows, left=2)
 
 
 def served_table(params: Params, before: Reader, after: Reader) -> str | None:

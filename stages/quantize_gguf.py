@@ -32,11 +32,12 @@ def main() -> None:
     begin = time.monotonic()
     output = Path("models") / type_
     with new_folder(output) as folder:
-        llama_cpp.quantize(SOURCE, folder / "model.gguf", type_.removesuffix(PLAIN), matrix)
+        made_as = type_.removesuffix(PLAIN)
+        llama_cpp.quantize(SOURCE, folder / "model.gguf", made_as, matrix)
         shutil.copy(SOURCE.parent / base_model.RECORD, folder)
         if MODELFILE.is_file():
             shutil.copy(MODELFILE, folder)
-        contents = gguf_file.check_quantized(folder / "model.gguf", SOURCE)
+        contents = gguf_file.check_quantized(folder / "model.gguf", SOURCE, made_as)
     summary(
         f"quantize-gguf {type_}",
         {

@@ -35,7 +35,19 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
-from stages import base_model, chat, device, fast_path, layout, models, nf4_linear, packed_attention, packing, several
+from stages import (
+    base_model,
+    chat,
+    compressed,
+    device,
+    fast_path,
+    layout,
+    models,
+    nf4_linear,
+    packed_attention,
+    packing,
+    several,
+)
 from stages.console import Refusal, run_stage, summary
 from stages.device import Device
 from stages.memory_plan import MemoryPlan
@@ -58,6 +70,8 @@ def main() -> None:
     base = base_model.locate(Path("models/base"))
     skeleton = models.skeleton(base)
     models.check_target_modules(skeleton, params.lora)
+    if params.vllm.types:  # found here, and not after hours of training
+        compressed.check(skeleton, params.vllm.group_size)
     tokenizer = chat.load_tokenizer(base)
     stops = chat.stop_ids(tokenizer, base)
     rows = {split: read_encoded(PREPARED / f"{split}.jsonl", params.train, tokenizer, stops) for split in SPLITS}
@@ -72,7 +86,7 @@ def main() -> None:
         summary(f"plan for {here.name}", layout.describe(shape, plan, tokens, here))
         steps = plan_steps(rows["train"], plan.pack_tokens, params.train, here.count)
         set_seed(params.train.seed)
-        model = models.load_base(base, params.quantization, attention(plan), sharded=here.sharded)
+        model = load_model(params, base, plan, here)
         trainer = make_trainer(params, model, tokenizer, rows, steps, plan, here, checkpoints)
         return trainer, train(trainer, rows, steps, checkpoints)
 
@@ -336,6 +350,15 @@ def attention(plan: MemoryPlan) -> str:
     if plan.compiled:
         return fast_path.attention_implementation(several.state().device)
     return "sdpa" if torch.cuda.is_available() else packed_attention.NAME
+
+
+def load_model(params: Params, base: Path, plan: MemoryPlan, here: Device):
+    """The model to train: in 4 bits, and on a CPU with room for it as what these stand for."""
+    model = models.load_base(base, params.quantization, attention(plan), sharded=here.sharded)
+    room = device.available_memory() // here.count - plan.peak
+    if not here.is_gpu and params.train.memory != "low" and base_model.weights_bytes(base) < room:
+        models.dequantize(model)  # once, not in each pass of each step: the same numbers, a twelfth sooner
+    return model
 
 
 def make_trainer(

@@ -7,8 +7,6 @@ objects with `prediction` (the model's raw answer), in the same order.
 """
 
 import argparse
-import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from tqdm import tqdm
 
 from stages import jsonl
 from stages.console import Refusal, run_stage, summary
+from stages.outputs import write_json
 from stages.sql.verdict import score, totals
 
 
@@ -49,9 +48,7 @@ def main() -> None:
         )
     counts = totals(verdicts)
     scores = {"totals": counts, "rows": [asdict(verdict) for verdict in verdicts]}
-    unfinished = options.output.with_name(options.output.name + ".part")
-    unfinished.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
-    os.replace(unfinished, options.output)
+    write_json(options.output, scores)
     summary(f"{len(rows)} predictions scored into {options.output}", _shown(counts))
 
 

@@ -20,10 +20,10 @@ from pathlib import Path
 
 from gguf import GGUFReader
 
-from stages import base_model, llama_cpp
+from stages import base_model, llama_cpp, user_cache
 from stages.console import Refusal
 from stages.device import available_memory
-from stages.params import Params
+from stages.params import VLLM_TYPES, Params
 
 MODELS = Path("models")
 SLOTS = 8  # requests answered at once; on a CPU more of them answer no more tokens a second
@@ -70,6 +70,8 @@ def find_gguf(artifact: str, params: Params) -> Path:
     """
     if artifact == "adapter":
         raise Refusal("the adapter alone is no model for llama.cpp: serve merged, which is the base model with it")
+    if artifact in VLLM_TYPES:
+        raise Refusal(f'{artifact} is for vLLM: make serve-vllm ARGS="--artifact {artifact}"')
     if artifact == "base":
         return _convert_base()
     name = "bf16" if artifact == "merged" else artifact  # the same weights
@@ -87,7 +89,7 @@ def _convert_base() -> Path:
     record = MODELS / "base" / base_model.RECORD
     if not record.is_file():
         raise Refusal(f"{record} is not there; run `dvc repro fetch-base`, which makes it")
-    cache = base_model.embedded_folder().parent / "gguf"
+    cache = user_cache.folder("gguf")
     gguf = cache / f"{hashlib.sha256(record.read_bytes()).hexdigest()[:16]}.gguf"
     if not gguf.is_file():
         cache.mkdir(parents=True, exist_ok=True)

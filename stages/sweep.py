@@ -75,7 +75,7 @@ def main() -> None:
             failed |= run_wave(wave, devices, lock.fileno(), bar)
             done = finished()
 
-    if done:
+    if experiments.keys() & done:
         print(write_results(experiments, done, artifact))
     if failed:
         reasons = "".join(f"\n  - {name}: {reason}" for name, reason in failed.items())
@@ -327,18 +327,7 @@ def write_results(experiments: dict[str, Combination], done: dict[str, str], art
         ["Experiment", *map(re.escape, parameters), rf"(.+:)?{score}\.", r"(.+:)?train\.validation_loss"]
     )
     best_first = ["--sort-by", f"metrics/summary.json:{score}.{artifact}", "--sort-order", "desc"]
-    show = [
-        "dvc",
-        "exp",
-        "show",
-        "--no-pager",
-        "--hide-workspace",
-        "--drop",
-        ".*",
-        "--keep",
-        columns,
-        *best_first,
-    ]
+    show = ["dvc", "exp", "show", "--no-pager", "--hide-workspace", "--drop", ".*", "--keep", columns, *best_first]
     for suffix, option in (("csv", "--csv"), ("md", "--md")):
         table = subprocess.run([*show, option], check=True, capture_output=True, text=True).stdout
         write_text(OUTPUT / f"table.{suffix}", table)

@@ -15,7 +15,8 @@ import torch
 from ruamel.yaml import YAML
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from stages import base_model
+from stages import base_model, prepare_dataset
+from stages.outputs import write_json
 from stages.params import EMBEDDED, Model
 
 REPO = Path(__file__).parent.parent
@@ -122,12 +123,26 @@ def chromium() -> Iterator:
 @pytest.fixture
 def workspace(tmp_path, tiny_model) -> Workspace:
     """A fast run on the tiny model and a few dozen of the built-in rows; nothing has run yet."""
-    (tmp_path / "stages").symlink_to(REPO / "stages")
-    shutil.copytree(tiny_model, tmp_path / "tiny")
-    (tmp_path / "data" / "raw").mkdir(parents=True)
+    return make_workspace(tmp_path, tiny_model)
+
+
+def make_workspace(folder: Path, tiny_model: Path) -> Workspace:
+    (folder / "stages").symlink_to(REPO / "stages")
+    shutil.copytree(tiny_model, folder / "tiny")
+    (folder / "data" / "raw").mkdir(parents=True)
     with (REPO / "data/raw/text2sql.jsonl").open() as rows:
-        (tmp_path / "data/raw/text2sql.jsonl").write_text("".join(itertools.islice(rows, 96)))
-    shutil.copy(REPO / "recipes/smollm2-sql.yaml", tmp_path / "params.yaml")
-    workspace = Workspace(tmp_path)
+        (folder / "data/raw/text2sql.jsonl").write_text("".join(itertools.islice(rows, 96)))
+    shutil.copy(REPO / "recipes/smollm2-sql.yaml", folder / "params.yaml")
+    workspace = Workspace(folder)
     workspace.set(FAST)
+    return workspace
+
+
+@pytest.fixture
+def prepared(workspace, monkeypatch):
+    """The workspace with base.json and the prepared rows."""
+    monkeypatch.chdir(workspace.path)
+    model = Model(id="./tiny")
+    write_json(Path("models/base/base.json"), base_model.describe(model, base_model.fetch(model)))
+    prepare_dataset.main()
     return workspace

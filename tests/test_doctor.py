@@ -177,10 +177,12 @@ def ask(inside):
     return lambda address: inside.python("-c", ASK, HF_ENDPOINT=address, **empty)
 
 
-def test_a_hub_model_is_asked_for_and_not_fetched(ask, tiny_model):
-    with fake_hub(tiny_model, NAME) as (address, asked):
-        done = ask(address)
+def test_a_hub_model_is_asked_for_and_not_fetched(ask, inside):
+    (inside.path / "tiny/consolidated.safetensors").write_bytes(bytes(9_000_000))  # the same weights once more
+    with fake_hub(inside.path / "tiny", NAME) as (address, asked):
+        done, again = ask(address), ask(address)  # the first one leaves config.json in the cache
     assert done.stdout == "ok       base model  org/tiny, 6 MB, can be fetched, licence: apache-2.0\n", done.stderr
+    assert again.stdout == done.stdout
     assert [path for path in asked if path.endswith("/config.json")]
     assert not [path for path in asked if path.endswith(".safetensors")]
 

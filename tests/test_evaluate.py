@@ -36,6 +36,21 @@ def test_a_batch_answers_as_single_prompts_do(model):
     assert all(len(answer.ids) == 6 and not answer.stopped for answer in generate(4))
 
 
+def test_prompts_that_begin_alike_are_read_together_and_answered_as_alone(model):
+    start, other = prompts(60)[41] * 3, prompts(60)[27] * 2
+    alike = [start + end for end in prompts(5)] + [other + end for end in prompts(3)] + prompts(2)
+    assert sorted(map(sorted, hf_inference.families(alike))) == [[0, 1, 2, 3, 4], [5, 6, 7], [8], [9]]
+    batch, _ = hf_inference.generate(model, alike, [STOP], 0, 6, 10, lambda done: None)
+    alone = [hf_inference.generate(model, [one], [STOP], 0, 6, 1, lambda done: None)[0][0] for one in alike]
+    assert batch == alone
+    for prompt, answer in zip(alike, alone, strict=True):
+        ids = torch.tensor([prompt])
+        for token in answer.ids:
+            with torch.no_grad():
+                assert token == int(model(ids).logits[0, -1].argmax())
+            ids = torch.cat([ids, torch.tensor([[token]])], 1)
+
+
 def test_an_answer_ends_before_its_stop_token(model):
     (free,), _ = hf_inference.generate(model, prompts(1), [STOP], 0, 6, 1, lambda done: None)
     stop = free.ids[3]

@@ -10,23 +10,9 @@ import torch
 from conftest import refused
 from safetensors.torch import load_file
 
-from stages import base_model, prepare_dataset
-from stages.outputs import write_json
-from stages.params import Model
-
 TRY = ["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
 MOUNTS = subprocess.run(TRY, capture_output=True).returncode == 0
 small_disk = pytest.mark.skipif(not MOUNTS, reason="this machine lets nobody mount a small disk")
-
-
-@pytest.fixture
-def prepared(workspace, monkeypatch):
-    """The workspace with base.json and the prepared rows."""
-    monkeypatch.chdir(workspace.path)
-    model = Model(id="./tiny")
-    write_json(Path("models/base/base.json"), base_model.describe(model, base_model.fetch(model)))
-    prepare_dataset.main()
-    return workspace
 
 
 def on_small_disk(workspace, folder: str, spare: int, *command: str) -> tuple[subprocess.CompletedProcess, set[str]]:

@@ -15,7 +15,7 @@ from gguf import GGUFReader
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
-from stages import base_model, chat, convert_gguf, gguf_file, llama_cpp, parity, quantize_gguf
+from stages import base_model, chat, convert_gguf, gguf_file, jsonl, llama_cpp, parity, quantize_gguf
 from stages.console import Refusal
 from stages.outputs import write_json
 from stages.params import EMBEDDED, NEEDS_MATRIX, Model
@@ -168,7 +168,9 @@ def test_truncated_file_is_refused(gguf, tmp_path, kept):
 def test_quantized_file_differs_only_in_its_types(gguf, tmp_path):
     quantized = tmp_path / "model.gguf"
     llama_cpp.quantize(gguf, quantized, "Q4_K_M")
-    contents = gguf_file.check_quantized(quantized, gguf)
+    contents = gguf_file.check_quantized(quantized, gguf, "Q4_K_M")
+    with pytest.raises(Refusal, match="is of type Q4_K_M, and Q8_0 was asked for"):
+        gguf_file.check_quantized(quantized, gguf, "Q8_0")
     assert {"Q4_K", "Q6_K"} <= contents.types.keys()
     assert quantized.stat().st_size < 0.5 * gguf.stat().st_size
 
@@ -178,7 +180,7 @@ def test_a_file_of_another_model_is_no_quantization_of_it(gguf, tmp_path):
     shutil.copy(gguf, other)
     overwrite(other, "tokenizer.ggml.eos_token_id", 7)
     with pytest.raises(Refusal, match="eos"):
-        gguf_file.check_quantized(other, gguf)
+        gguf_file.check_quantized(other, gguf, "BF16")
 
 
 @pytest.mark.parametrize("type_", NEEDS_MATRIX)
@@ -220,8 +222,8 @@ def test_stages_from_merged_to_quantized(merged, tmp_path, monkeypatch, capsys):
 def test_rows_are_taken_evenly(tmp_path):
     path = tmp_path / "rows"
     path.write_text("".join(f"{i}\n" for i in range(10)))
-    assert [int(line) for line in convert_gguf.evenly(path, 4)] == [0, 2, 5, 7]
-    assert len(list(convert_gguf.evenly(path, 99))) == 10
+    assert [int(line) for line in jsonl.evenly(path, 4)] == [0, 2, 5, 7]
+    assert len(list(jsonl.evenly(path, 99))) == 10
 
 
 # Train and serve see the same ids
@@ -292,6 +294,19 @@ def test_an_answer_is_what_its_scores_call_most_probable(server, tokenizer):
     assert sum(same) >= 11  # a near-tie may fall the other way
     with ThreadPoolExecutor(2) as pool:
         assert len({tuple(answer.tokens) for answer in pool.map(lambda _: server.complete(prompt, 4), range(4))}) == 1
+
+
+def test_scores_of_several_ids_a_request_are_those_of_one_id_a_request(server, tokenizer, monkeypatch):
+    prompt = chat.encode_prompt(tokenizer, CONVERSATION[:1])
+    answer = server.complete(prompt, 12, count=8)
+    ids = prompt + answer.tokens
+    ids[len(prompt) + 5] = tokenizer.convert_tokens_to_ids("SELECT")  # from here on, an answer to another prompt
+    positions = range(len(prompt), len(ids))
+    together = server.score(ids, positions, 8, answer)
+    monkeypatch.setattr(llama_cpp, "AHEAD", 0)  # generates nothing, so every id is asked for by a bias
+    one_by_one = server.score(ids, positions, 8)
+    assert [one.logprob for one in together] == pytest.approx([one.logprob for one in one_by_one], abs=0.01)
+    assert [one.top[0][0] for one in together] == [one.top[0][0] for one in one_by_one]
 
 
 def test_too_long_a_prompt_is_refused(server):

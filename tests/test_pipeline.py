@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import networkx
@@ -132,6 +133,8 @@ def test_nothing_reruns_when_nothing_changed(pipeline):
         ("evaluate.max_new_tokens", 9, {"evaluate@base", "evaluate@merged", "evaluate@Q8_0", "report"}),
         ("evaluate.gates", {"merged": {"loss": 99.0}}, {"report"}),
         ("gguf.types", ["Q8_0", "Q4_0"], {"quantize-gguf@Q4_0"}),
+        ("vllm.types", ["W4A16-AWQ"], {"quantize-vllm@W4A16-AWQ"}),
+        ("vllm.group_size", 32, set()),  # of no type
     ],
 )
 def test_a_parameter_reaches_only_what_depends_on_it(pipeline, param, value, expected):
@@ -191,6 +194,30 @@ def test_one_more_gguf_type_runs_its_own_stages_only(pipeline):
     assert repro(pipeline) == {"quantize-gguf@Q4_0", "evaluate@Q4_0", "report"}
     for end in ("jsonl", "npz"):  # DVC leaves what no stage makes any more
         (pipeline / f"results/predictions/Q4_0.{end}").unlink()
+    restore_run(pipeline)
+
+
+@pytest.mark.skipif(find_spec("llmcompressor") is None, reason="llm-compressor is not installed (make llm-compressor)")
+def test_a_vllm_type_hangs_on_the_merged_model_and_its_own_parameters_only(pipeline):
+    set_param(pipeline, "vllm.types", ["W4A16-GPTQ"])
+    set_param(pipeline, "evaluate.artifacts", ["base", "merged", "Q8_0", "W4A16-GPTQ"])
+    own = {"quantize-vllm@W4A16-GPTQ", "evaluate@W4A16-GPTQ", "report"}
+    assert repro(pipeline) == own
+    assert "| merged → W4A16-GPTQ |" in (pipeline / "results/report.md").read_text()
+    assert "vllm serve served/W4A16-GPTQ" in (pipeline / "results/model_card.md").read_text()
+    git(pipeline, "add", ".")
+    git(pipeline, "commit", "-qm", "with a type for vLLM")
+    for param, value, expected in (
+        ("vllm.group_size", 32, own),
+        ("merge.dtype", "float16", own | AFTER_TRAINING - {"quantize-load-train"}),
+        ("gguf.imatrix", True, {"convert-gguf", "quantize-gguf@Q8_0", "evaluate@Q8_0", "report"}),
+    ):
+        set_param(pipeline, param, value)
+        assert would_run(pipeline) == expected
+        restore(pipeline)
+    git(pipeline, "reset", "-q", "--hard", "HEAD~1")
+    for end in ("jsonl", "npz"):  # DVC leaves what no stage makes any more
+        (pipeline / f"results/predictions/W4A16-GPTQ.{end}").unlink()
     restore_run(pipeline)
 
 

@@ -11,13 +11,11 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import refused, workspace
+from conftest import make_workspace, refused
 from safetensors.torch import load_file
 
 from stages import several
 from stages.console import Refusal
-
-make_workspace = workspace.__wrapped__ if hasattr(workspace, "__wrapped__") else workspace._get_wrapped_function()
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Intervals, distances, outcomes and gates: against what can be worked out by hand or by brute force."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -110,13 +111,23 @@ def test_outcomes_survive_git_and_say_what_changed(found, tmp_path):
 
 
 def test_experiments_are_compared_on_the_same_rows_only(found):
-    table = compare.markdown(compare.differences(found, found))
-    assert "| Q4_K_M | loss | 0.5000 | 0.5000 | +0.0000 (+0.0000 to +0.0000) | no difference seen |" in table
+    table = compare.difference_table(compare.differences(found, found))
+    (line,) = (line for line in table.split("\n") if line.startswith("| Q4_K_M   | loss "))
+    cells = [cell.strip() for cell in line.split("|")[3:7]]
+    assert cells == ["0.500", "0.500", "+0.0000 (+0.0000 to +0.0000)", "no difference seen"]
     other = Outcomes("another set", found.ids, found.groups, found.tokens, found.artifacts)
     with pytest.raises(Refusal, match="different test rows"):
         compare.differences(found, other)
     longer = Outcomes(found.test_set, found.ids, found.groups, [3] * 6, found.artifacts)  # another tokenizer
     assert {one.measure for one in compare.differences(found, longer)} == {"execution_accuracy", "stop_rate"}
+
+
+def test_only_rows_that_both_judged_are_compared(found):
+    """Rows 0, 1 and 2 are right in both; with other databases row 3 is judged, too, and row 2 no longer."""
+    columns = found.artifacts["merged"] | {"right": [1, 1, None, 1, 0, 0]}
+    other = dataclasses.replace(found, artifacts={"merged": columns})
+    (accuracy, *_) = compare.differences(found, other)
+    assert (accuracy.before, accuracy.after, accuracy.change.value) == (0.5, 0.5, 0)
 
 
 def test_gates_hold_at_their_limit_and_break_beyond_it():

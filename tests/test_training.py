@@ -6,26 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-import pytest
 import torch
 from conftest import refused
 from safetensors.torch import load_file, save_file
-
-from stages import base_model, prepare_dataset
-from stages.outputs import write_json
-from stages.params import Model
-
-
-@pytest.fixture
-def prepared(workspace, monkeypatch):
-    """The workspace with base.json and the prepared rows."""
-    monkeypatch.chdir(workspace.path)
-    model = Model(id="./tiny")
-    write_json(Path("models/base/base.json"), base_model.describe(model, base_model.fetch(model)))
-    prepare_dataset.main()
-    return workspace
 
 
 def adapter(workspace) -> dict[str, torch.Tensor]:

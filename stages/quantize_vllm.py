@@ -1,0 +1,143 @@
+"""quantize-vllm: the merged model in 4 bits for vLLM, by llm-compressor.
+
+Reads models/merged and data/prepared/train.jsonl; writes models/TYPE, a folder as vLLM and transformers read it.
+W4A16-AWQ scales up the channels that matter on training rows before it rounds (Lin et al. 2023, arXiv:2306.00978);
+W4A16-GPTQ rounds column after column and lets the rest make up for the error (Frantar et al. 2022, arXiv:2210.17323).
+"""
+
+import argparse
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from stages import base_model, chat, compressed, jsonl, models
+from stages.console import Refusal, run_stage, summary
+from stages.outputs import new_folder
+from stages.params import VLLM_TYPES, load_params
+
+MERGED = Path("models/merged")
+TRAIN = Path("data/prepared/train.jsonl")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--type", required=True, choices=VLLM_TYPES)
+    type_ = parser.parse_args().type
+    params = load_params()
+    settings = params.vllm
+    if not (MERGED / "config.json").is_file():
+        raise Refusal(f"{MERGED} is not there; run `dvc repro merge`, which makes it")
+    skeleton = models.skeleton(MERGED)
+    compressed.check(skeleton, settings.group_size)
+    needed, free = base_model.weights_bytes(MERGED) // 2, shutil.disk_usage(MERGED).free  # embeddings stay in 16 bits
+    if free < needed:
+        raise Refusal(f"{type_} needs about {needed / 1e9:.1f} GB beside {MERGED}, and {free / 1e9:.1f} GB are free")
+    tokenizer = chat.load_tokenizer(MERGED)
+    stops = chat.stop_ids(tokenizer, MERGED)
+    lines = jsonl.evenly(TRAIN, settings.calibration_rows)
+    rows = [chat.encode(tokenizer, json.loads(line)["messages"], stops) for line in lines]
+    rows = [chat.cut(row, params.train.max_length) for row in rows]
+
+    begin = time.monotonic()
+    output = Path("models") / type_
+    with new_folder(output) as folder:
+        quantize(type_, rows, tokenizer, settings.group_size, folder)
+        for path in MERGED.iterdir():  # tokenizer, template and settings as they were trained with, to the byte
+            if path.suffix in {".json", ".model", ".jinja", ".txt"} and not path.name.startswith(("config.", "model.")):
+                shutil.copyfile(path, folder / path.name)
+        check(folder, skeleton, settings.group_size)
+    summary(
+        f"quantize-vllm {type_}",
+        {
+            "file": f"{output}, {base_model.weights_bytes(output) / 1e9:.2f} GB",
+            "of the merged model": f"{base_model.weights_bytes(output) / base_model.weights_bytes(MERGED):.0%}",
+            "tensors in 4 bits": f"{len(compressed.linear_layers(skeleton))}, in groups of {settings.group_size}",
+            "calibrated on": f"{len(rows)} training rows, {sum(len(row.input_ids) for row in rows):,} tokens",
+            "seconds": f"{time.monotonic() - begin:.1f}",
+        },
+    )
+
+
+def quantize(
+    type_: str, rows: list[chat.Encoded], tokenizer: PreTrainedTokenizerBase, group_size: int, folder: Path
+) -> None:
+    """Write the merged model into `folder`, quantized layer by layer on the GPU, or on the CPU where there is none.
+
+    Args:
+        type_: One of VLLM_TYPES.
+        rows: What the layers' inputs are measured on, one row at a time: no padding has a say.
+        tokenizer: Of the model.
+        group_size: Weights that share a scale.
+        folder: Where to.
+    """
+    os.environ |= {"LLM_COMPRESSOR_LOG_LEVEL": "ERROR", "TOKENIZERS_PARALLELISM": "false"}
+    from llmcompressor import oneshot
+    from llmcompressor.modifiers.gptq import GPTQModifier
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+    from llmcompressor.modifiers.transform.awq import AWQModifier
+    from llmcompressor.pipelines.cache import IntermediatesCache
+
+    if not torch.accelerator.is_available():
+        # llm-compressor 0.14 pins the activations' memory for a GPU even where there is none, which torch refuses.
+        IntermediatesCache.pin_memory = lambda *_: None
+    is_awq = type_ == "W4A16-AWQ"
+    # A zero point for each group, for GPTQ, too: without, its loss rises three times as much (docs/serving.md).
+    weights = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": group_size, "symmetric": False}
+    layers = {"config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}}, "ignore": [compressed.HEAD]}
+    recipe = [AWQModifier(), QuantizationModifier(**layers)] if is_awq else [GPTQModifier(**layers)]
+    model = AutoModelForCausalLM.from_pretrained(MERGED, dtype=torch.bfloat16)
+    oneshot(
+        model=model,
+        tokenizer=tokenizer,
+        recipe=recipe,
+        dataset=Dataset.from_list(
+            [{"input_ids": row.input_ids, "attention_mask": [1] * len(row.input_ids)} for row in rows]
+        ),
+        num_calibration_samples=len(rows),
+        shuffle_calibration_samples=False,
+    )
+    model.save_pretrained(folder, save_compressed=True)
+
+
+def check(folder: Path, skeleton: PreTrainedModel, group_size: int) -> None:
+    """Read `folder` back: every linear layer in 4 bits with a finite scale for each group, all else as it was.
+
+    Raises:
+        Refusal: naming the first tensor that is missing, left over or of another shape.
+    """
+    expected = {}
+    for name, tensor in skeleton.state_dict().items():
+        expected[name] = tuple(tensor.shape)
+    if skeleton.config.get_text_config().tie_word_embeddings:
+        expected.pop(f"{compressed.HEAD}.weight", None)
+    for name, layer in compressed.linear_layers(skeleton).items():
+        del expected[f"{name}.weight"]
+        expected[f"{name}.weight_packed"] = (layer.out_features, layer.in_features // 8)  # 8 in an int32
+        expected[f"{name}.weight_scale"] = (layer.out_features, layer.in_features // group_size)
+    found = {}
+    for shard in base_model.shards(folder):
+        with safe_open(shard, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a dictionary)
+                found[name] = tuple(file.get_slice(name).get_shape())
+                if name.endswith("weight_packed") and file.get_slice(name).get_dtype() != "I32":
+                    raise Refusal(f"{shard}: {name} is not in 4 bits")
+                if name.endswith("weight_scale") and not file.get_tensor(name).isfinite().all():
+                    raise Refusal(f"{shard}: {name} holds a scale that is no number")
+    extra = {name for name in found if name.endswith(("weight_shape", "weight_zero_point"))}
+    for name in sorted(expected.keys() | found.keys() - extra):
+        if expected.get(name) != found.get(name):
+            raise Refusal(
+                f"{folder}: {name} should be {expected.get(name, 'absent')} and is {found.get(name, 'absent')}: "
+                "llm-compressor does not store this architecture as vLLM reads it; set vllm.types to []"
+            )
+
+
+if __name__ == "__main__":
+    run_stage(main)
