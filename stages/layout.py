@@ -97,12 +97,13 @@ def seconds(shape: Shape, plan: MemoryPlan, tokens: int, device: Device) -> floa
 
 def describe(shape: Shape, plan: MemoryPlan, tokens: int, device: Device) -> dict[str, str]:
     """The plan in words: how the run goes, how long, and what memory it takes."""
-    minutes = seconds(shape, plan, tokens, device) / 60
+    expected = seconds(shape, plan, tokens, device)
+    time = f"{expected / 60:.1f} minutes" if expected >= 60 else f"{expected:.0f} seconds"
     parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in plan.parts.items())
     each = " on each" if device.count > 1 else ""
     return {
         "layout": packs(shape, plan) if device.is_gpu else f"packs of at most {plan.pack_tokens:,} tokens",
-        "time": f"about {minutes:.1f} minutes for {tokens:,} tokens"
+        "time": f"about {time} for {tokens:,} tokens"
         + (f", {memory_plan.COMPILE_SECONDS:.0f} seconds of it for compilation" if plan.compiled else ""),
         "memory": f"about {plan.peak / 1e9:.1f} GB of {device.free / 1e9:.1f} GB free{each} ({parts})",
     }

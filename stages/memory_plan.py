@@ -15,7 +15,6 @@ from stages.console import Refusal
 
 BF16 = 2  # bytes
 NF4 = 0.5 + 1 / 64 + 4 / 64 / 256  # bytes a weight: 4 bits, an 8-bit scale for 64, a 32-bit scale for 256 of those
-FP32 = 4
 HEAD_CHUNK = 32768  # vocabulary entries of which trl computes the logits at once
 USABLE = 0.92  # of the free memory: the allocator cannot place everything without gaps
 PACK_TOKENS = (16384, 8192, 4096, 3072, 2048, 1536, 1024, 768, 512)

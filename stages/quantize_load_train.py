@@ -225,12 +225,14 @@ class Trainer(SFTTrainer):
     Args:
         adapter_dtype: precision of the adapter.
         longest_pack: index of the longest example of the training set.
+        validation_tokens: supervised tokens of a validation pack, on average.
     """
 
-    def __init__(self, adapter_dtype: torch.dtype, longest_pack: int, **kwargs):
+    def __init__(self, adapter_dtype: torch.dtype, longest_pack: int, validation_tokens: float = 1.0, **kwargs):
         self.guard = Guard()
         self.adapter_dtype = adapter_dtype
         self.longest_pack = longest_pack
+        self.validation_tokens = validation_tokens
         self.rehearsed = False
         super().__init__(callbacks=[self.guard], **kwargs)
         self.remove_callback(PrinterCallback)
@@ -273,11 +275,15 @@ class Trainer(SFTTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Mean negative log-likelihood (nats) of the supervised tokens, over `num_items_in_batch` of them if given.
 
+        In validation the mean over its packs is the mean over all tokens, however they are packed.
+
         trl's, without what it measures on the way: its entropy and accuracy wait for the GPU in every micro-batch, and
         without a GPU it scores every position.
         """
         labels = inputs["labels"]
-        if num_items_in_batch is None or not model.training:
+        if not model.training:
+            supervised = self.validation_tokens
+        elif num_items_in_batch is None:
             supervised = (labels[:, 1:] != chat.IGNORED).sum()
         else:  # those of all processes, whose mean is taken next
             supervised = num_items_in_batch / self.accelerator.num_processes
@@ -381,6 +387,7 @@ def make_trainer(
             tokenizer.pad_token_id,
         ),
     }
+    supervised = sum(label != chat.IGNORED for row in rows["validation"] for label in row.labels)
     config = SFTConfig(
         output_dir=str(checkpoints),
         seed=train.seed,
@@ -427,6 +434,7 @@ def make_trainer(
     trainer = Trainer(
         getattr(torch, lora.dtype),
         pack_tokens.index(max(pack_tokens)),
+        supervised / len(datasets["validation"]),
         model=model,
         args=config,
         train_dataset=datasets["train"],
