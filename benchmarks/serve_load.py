@@ -33,7 +33,7 @@ def main() -> None:
     rows = [row for _, row in islice(jsonl.read(Path("data/prepared/test.jsonl")), options.rows)]
     limit = params.evaluate.max_new_tokens
 
-    with serving.llama_server(artifact, gguf, params, room) as server:
+    with serving.serve(artifact, gguf, params, room) as server:
         begin = time.monotonic()
         alone = [ask(server.url, row, limit) for row in rows]
         seconds = time.monotonic() - begin
@@ -64,7 +64,7 @@ def main() -> None:
         server.process.send_signal(signal.SIGKILL)
         server.process.wait()
     begin = time.monotonic()
-    with serving.llama_server(artifact, gguf, params, room) as server:
+    with serving.serve(artifact, gguf, params, room) as server:
         ask(server.url, rows[0], limit)
         summary("killed and started again", {"first answer after": f"{time.monotonic() - begin:.1f} s"})
 

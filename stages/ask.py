@@ -74,7 +74,7 @@ def ask_gguf(artifact: str, params: Params, conversation: list[dict[str, str]], 
     """Answer through llama-server, as the GGUF is served."""
     gguf = serving.find_gguf(artifact, params)
     room = serving.room(gguf, params, slots=1)
-    with serving.llama_server(artifact, gguf, params, room) as server:
+    with serving.serve(artifact, gguf, params, room) as server:
         for piece in serving.stream(server, conversation, max_tokens):
             print(piece, end="", flush=True)
     print()

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 
 from stages import base_model, chat, gguf_file, jsonl, llama_cpp, modelfile, parity
 from stages.console import Refusal, run_stage, summary
+from stages.llama_server import Server
 from stages.outputs import new_folder, write_text
 from stages.params import Params, load_params
 
@@ -36,7 +37,7 @@ def main() -> None:
         gguf = folder / "model.gguf"
         llama_cpp.convert(MERGED, gguf)
         contents = gguf_file.check_converted(gguf, config, tokenizer)
-        with llama_cpp.Server(gguf, context=256, slots=1) as server:
+        with Server(gguf, context=256, slots=1) as server:
             texts, conversations = parity.check(server, tokenizer, rows)
         if settings.imatrix:
             measure_importance(gguf, tokenizer, rows, folder / "imatrix.gguf")

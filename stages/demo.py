@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from threading import Event, Thread
 
-from stages import ask, jsonl, serving
+from stages import ask, jsonl, llama_server, serving
 from stages.console import Refusal, run_stage, summary
 from stages.params import Data, Params, load_params
 from stages.sql import trial
@@ -43,13 +43,13 @@ def main() -> None:
         raise Refusal("gradio is not installed: run `make demo`, or `pip install -r requirements-demo.txt`")
     params = load_params()
     tuned = options.artifact or serving.default_artifact(params)
-    port = serving.free_port("127.0.0.1", options.port)
+    port = llama_server.free_port("127.0.0.1", options.port)
     files = {artifact: serving.find_gguf(artifact, params) for artifact in ("base", tuned)}
     with ExitStack() as stack:
         servers = {}
         for artifact, gguf in files.items():
             room = serving.room(gguf, params, slots=2)
-            servers[artifact] = stack.enter_context(serving.llama_server(artifact, gguf, params, room))
+            servers[artifact] = stack.enter_context(serving.serve(artifact, gguf, params, room))
         page = build(params, servers)
         page.queue(default_concurrency_limit=2)
         _, url, _ = page.launch(
@@ -64,7 +64,7 @@ def main() -> None:
             print("stopped")
 
 
-def build(params: Params, servers: dict[str, serving.Running]) -> "gradio.Blocks":
+def build(params: Params, servers: dict[str, llama_server.Running]) -> "gradio.Blocks":
     """The page for the recipe's task; `servers` are the artifacts side by side, by their names."""
     sql = params.data.task == "text-to-sql"
     with gradio.Blocks(title="Base and tuned") as page:
@@ -114,7 +114,7 @@ def read_examples(data: Data) -> list[list[str]]:
     return [["", text] for text in first[:EXAMPLES]]
 
 
-def compare_sql(data: Data, servers: dict[str, serving.Running], schema: str, question: str) -> Iterator[list]:
+def compare_sql(data: Data, servers: dict[str, llama_server.Running], schema: str, question: str) -> Iterator[list]:
     """What stands under each artifact, as it changes: the SQL, how it did, and the rows it returned."""
     schema = " ".join(schema.split())  # as the rows have it, in one line
     read_schema(schema, data.dialect)
@@ -130,17 +130,17 @@ def compare_sql(data: Data, servers: dict[str, serving.Running], schema: str, qu
     yield shown
 
 
-def compare_chat(data: Data, servers: dict[str, serving.Running], _: str, question: str) -> Iterator[list]:
+def compare_chat(data: Data, servers: dict[str, llama_server.Running], _: str, question: str) -> Iterator[list]:
     """The answers, as they grow."""
     yield from stream_all(servers, ask.messages(data, question))
 
 
-def stream_all(servers: dict[str, serving.Running], conversation: list[dict[str, str]]) -> Iterator[list[str]]:
+def stream_all(servers: dict[str, llama_server.Running], conversation: list[dict[str, str]]) -> Iterator[list[str]]:
     """Ask all servers at once, and yield all answers whenever one has grown."""
     texts = dict.fromkeys(servers, "")
     events: queue.SimpleQueue = queue.SimpleQueue()
 
-    def listen(artifact: str, server: serving.Running) -> None:
+    def listen(artifact: str, server: llama_server.Running) -> None:
         try:
             for piece in serving.stream(server, conversation, MAX_TOKENS):
                 events.put((artifact, piece))

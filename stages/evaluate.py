@@ -26,7 +26,7 @@ from stages import base_model, chat, distance, hf_inference, jsonl
 from stages.console import Refusal, run_stage, summary
 from stages.distance import Top
 from stages.hf_inference import Answer, Score
-from stages.llama_cpp import Scored, Server
+from stages.llama_server import Scored, Server
 from stages.outputs import write_json, write_text
 from stages.params import Params, load_params
 from stages.sql import verdict

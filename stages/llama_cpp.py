@@ -1,24 +1,15 @@
 """llama.cpp's official tools: where they are, and running them.
 
-`find` says where converter, quantizer and server are; `convert`, `imatrix` and `quantize` run them to the end, and
-`Server` keeps a llama-server alive for a `with` block and asks it for ids, answers and log-probabilities.
+`find` says where converter, quantizer and server are; `convert`, `imatrix` and `quantize` run them to the end.
 """
 
 import ctypes
-import http.client
-import itertools
-import json
 import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
-import threading
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +21,6 @@ from stages.console import Refusal
 VERSION = "0.3.36"  # of the sdist llama-cpp-python, which carries the tree of llama.cpp
 TOOLS = ("llama-quantize", "llama-imatrix", "llama-perplexity", "llama-server")
 CONVERTER = "convert_hf_to_gguf.py"
-SMALLEST_LOGPROB = -103.0  # a float32 probability below exp of this is 0
-AHEAD = 8  # ids that one request may score; what follows the first that the model would not choose is lost
 
 
 @dataclass(frozen=True)
@@ -237,232 +226,3 @@ def start(command: list[str], environment: dict[str, str] | None = None, **optio
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
         options["preexec_fn"] = lambda: prctl(set_parent_death_signal, signal.SIGKILL)
     return subprocess.Popen(command, **options)
-
-
-@dataclass(frozen=True)
-class Completion:
-    """An answer of the server.
-
-    tokens: generated ids, without the end-of-generation token; text: the same, decoded; stopped: whether the model
-    ended it itself; prompt_tokens: ids of the prompt that were evaluated (not those found in the cache); prompt_ms,
-    predicted_ms: time for the prompt (which ends with the first token) and for the generated tokens;
-    prompt_length: ids of the prompt; steps: the server's report on each generated id, if it was asked for.
-    """
-
-    tokens: list[int]
-    text: str
-    stopped: bool
-    prompt_tokens: int
-    prompt_ms: float
-    predicted_ms: float
-    prompt_length: int
-    steps: list[dict]
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A token's natural log-probability (full softmax), and the most probable ids with theirs, best first."""
-
-    logprob: float
-    top: list[tuple[int, float]]
-
-
-def _steps(reply: dict) -> list[dict]:
-    """What the server reports on each generated id; nothing if it leaves one out, which ends within a character."""
-    steps = reply.get("completion_probabilities", [])
-    return steps if len(steps) == len(reply["tokens"]) else []
-
-
-def _agreeing(steps: list[dict], ids: list[int], begin: int, count: int) -> dict[int, Scored]:
-    """The scores of as many ids from position `begin` on as the model chose itself, and of the one after them.
-
-    A model that was trained on such answers chooses most of them, so one request scores several.
-    """
-    scored = {}
-    for at, step in zip(range(begin, len(ids)), steps, strict=False):
-        given = {top["id"]: top["logprob"] for top in step["top_logprobs"]}
-        if ids[at] in given:
-            scored[at] = _scored(given[ids[at]], step, count)
-        if step["id"] != ids[at]:
-            break
-    return scored
-
-
-def _scored(logprob: float, step: dict, count: int) -> Scored:
-    # Of a probability too small for a float the server reports the lowest float as logarithm.
-    top = [(top["id"], max(top["logprob"], SMALLEST_LOGPROB)) for top in step["top_logprobs"][:count]]
-    return Scored(max(logprob, SMALLEST_LOGPROB), top)
-
-
-class Server:
-    """A llama-server for the length of a `with` block, on a free port of the loopback interface.
-
-    It serves `slots` requests at a time; call the methods from that many threads. Each thread keeps to one slot, so
-    that a prompt which it sends again is found in that slot's cache.
-    """
-
-    def __init__(self, model: Path, context: int, slots: int = 8, threads: int | None = None):
-        """Describe the server; `with` starts it.
-
-        Args:
-            model: A GGUF file.
-            context: Tokens of prompt and answer together, for each slot.
-            slots: Requests that are served at a time.
-            threads: CPU threads; all CPUs that the process may use by default.
-        """
-        self.model = model
-        self.context = context
-        self.slots = slots
-        self.threads = threads or cpu_count()
-        self._local = threading.local()
-        self._slot_numbers = itertools.cycle(range(slots))
-
-    def __enter__(self) -> "Server":
-        """Start it and wait until it is ready.
-
-        Raises:
-            Refusal: with the end of its log if it ends before.
-        """
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            self.port = listener.getsockname()[1]
-        options = {
-            "--model": self.model,
-            "--host": "127.0.0.1",
-            "--port": self.port,
-            "--ctx-size": self.context * self.slots,
-            "--parallel": self.slots,
-            "--threads": self.threads,
-            "--cache-ram": 0,  # a second cache of whole prompts, gigabytes by default
-        }
-        arguments = [str(part) for pair in options.items() for part in pair]
-        # A last message of the assistant is rendered as a whole message, as in training, not as one to go on with.
-        arguments.append("--no-prefill-assistant")
-        self._log = tempfile.TemporaryFile()
-        self._process = start([str(find().server), *arguments], stdout=self._log, stderr=subprocess.STDOUT)
-        self.pid = self._process.pid
-        try:
-            while not self._is_ready():
-                self._check_alive()
-                time.sleep(0.05)
-            self._plain_id = self.tokenize("a")[-1]
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Stop it."""
-        self._process.terminate()
-        try:
-            self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._log.close()
-
-    def tokenize(self, text: str, add_special: bool = False) -> list[int]:
-        """Ids of `text`, special tokens in it read as such; with `add_special` also the BOS that the model adds."""
-        return self._post("/tokenize", {"content": text, "add_special": add_special, "parse_special": True})["tokens"]
-
-    def apply_template(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """`messages` rendered with the chat template in the GGUF, as /v1/chat/completions renders them."""
-        body = {"messages": messages, "add_generation_prompt": add_generation_prompt}
-        return self._post("/apply-template", body)["prompt"]
-
-    def complete(self, prompt_ids: list[int], max_tokens: int, reuse: bool = True, count: int = 0) -> Completion:
-        """Answer greedily, until the model ends its turn or `max_tokens` ids are generated.
-
-        With `reuse`, the start of the prompt that the slot's cache holds is not evaluated again. With `count`, the
-        `count` most probable ids are reported at each step.
-        """
-        reply = self._generate(prompt_ids, max_tokens, cache_prompt=reuse, n_probs=count)
-        timings = reply["timings"]
-        stopped = reply["stop_type"] == "eos"
-        return Completion(
-            tokens=reply["tokens"][:-1] if stopped else reply["tokens"],
-            text=reply["content"],
-            stopped=stopped,
-            prompt_tokens=timings["prompt_n"],
-            prompt_ms=timings["prompt_ms"],
-            predicted_ms=timings["predicted_ms"],
-            prompt_length=len(prompt_ids),
-            steps=_steps(reply),
-        )
-
-    def score(
-        self, ids: list[int], positions: Sequence[int], count: int, answer: Completion | None = None
-    ) -> list[Scored]:
-        """Teacher forcing: what the model gives the id at each position (from 1), all ids before it being as given.
-
-        With each id come the `count` most probable ones. `answer` is the model's own to a prompt that `ids` begin with,
-        completed with the same `count`: as far as it goes on like `ids`, it tells the scores.
-        """
-        scored = _agreeing(answer.steps, ids, answer.prompt_length, count) if answer else {}
-        for position in positions:
-            if position not in scored:
-                reply = self._generate(ids[:position], min(AHEAD, len(ids) - position), n_probs=count)
-                scored |= _agreeing(_steps(reply), ids, position, count)
-            if position not in scored:
-                scored[position] = self._score_next(ids[:position], ids[position], count)
-        return [scored[position] for position in positions]
-
-    def _score_next(self, ids: list[int], forced: int, count: int) -> Scored:
-        # A bias leaves the sampler no choice; the probabilities that are reported are those before it. One id a
-        # request, since a bias holds for a whole request (and a grammar of ids cannot ask for an end-of-turn id). The
-        # slot's cache holds all ids but the last, so that a request evaluates one.
-        step = self._step(ids, forced, count)
-        if step is None:
-            # The server says nothing of a token that ends within a character: find it among the alternatives to one
-            # that does not.
-            step = self._step(ids, self._plain_id, max(count, 100))
-            if all(top["id"] != forced for top in step["top_logprobs"]):
-                step = self._step(ids, self._plain_id, 1 << 30)
-        logprob = next(top["logprob"] for top in (step, *step["top_logprobs"]) if top["id"] == forced)
-        return _scored(logprob, step, count)
-
-    def _step(self, ids: list[int], forced: int, count: int) -> dict | None:
-        """The server's report on one generated id, `forced`, with the `count` most probable ones."""
-        reply = self._generate(ids, 1, logit_bias=[[forced, 1e6]], n_probs=count)
-        return next(iter(reply.get("completion_probabilities", [])), None)
-
-    def _generate(self, prompt_ids: list[int], max_tokens: int, **options) -> dict:
-        if not hasattr(self._local, "slot"):
-            self._local.slot = next(self._slot_numbers)
-        greedy = {"temperature": 0, "samplers": ["temperature"], "return_tokens": True, "id_slot": self._local.slot}
-        return self._post("/completion", {"prompt": prompt_ids, "n_predict": max_tokens, **greedy, **options})
-
-    def _is_ready(self) -> bool:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
-        try:
-            connection.request("GET", "/health")
-            return connection.getresponse().status == 200 and self._process.poll() is None
-        except OSError:
-            return False
-        finally:
-            connection.close()
-
-    def _post(self, path: str, body: dict) -> dict:
-        # http.client, unlike urllib, never asks a proxy.
-        connection = http.client.HTTPConnection("127.0.0.1", self.port)
-        try:
-            connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
-            response = connection.getresponse()
-            reply = json.loads(response.read())
-        except (OSError, http.client.HTTPException):
-            self._process.wait(timeout=10)  # the connection breaks a moment before the process is gone
-            self._check_alive()
-            raise
-        finally:
-            connection.close()
-        if response.status != 200:
-            raise Refusal(f"llama-server refused {path} for {self.model}: {reply['error']['message']}")
-        return reply
-
-    def _check_alive(self) -> None:
-        if self._process.poll() is not None:
-            self._log.seek(0)
-            raise Refusal(
-                f"llama-server ended with status {self._process.returncode} while serving {self.model}; the end of "
-                f"its log:\n{last_lines(self._log.read().decode(errors='replace'))}"
-            )

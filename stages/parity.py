@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from stages import chat, llama_cpp
 from stages.console import Refusal
+from stages.llama_server import Server
 
 # What tokenizers get wrong: digits, spaces, scripts, emoji, code, apostrophes, control characters.
 # fmt: off
@@ -44,15 +45,13 @@ def check_before_training(folder: Path) -> None:
         llama_cpp.convert_vocabulary(folder, vocabulary)
         write_tiny_model(vocabulary, model)
         try:
-            with llama_cpp.Server(model, context=64, slots=1) as server:
+            with Server(model, context=64, slots=1) as server:
                 check(server, tokenizer, [])
         except Refusal as refusal:
             raise Refusal(f"no GGUF can serve the tokenizer in {folder} as training uses it: {refusal}") from None
 
 
-def check(
-    server: llama_cpp.Server, tokenizer: PreTrainedTokenizerBase, rows: Iterable[list[dict[str, str]]]
-) -> tuple[int, int]:
+def check(server: Server, tokenizer: PreTrainedTokenizerBase, rows: Iterable[list[dict[str, str]]]) -> tuple[int, int]:
     """Check that the served GGUF splits text and renders conversations exactly as training did.
 
     Compared are ids: of texts, and of whole conversations and their prompts through the route that a chat request

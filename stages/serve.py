@@ -31,7 +31,7 @@ def serve() -> None:
     # llama-server asks a key for each file of a UI that it does not hold in itself, and a browser has none to give.
     ui = web_ui.folder() if web_ui.folder().is_dir() and not key else None
     pages = ["--path", ui] if ui else ["--no-ui"]
-    with serving.llama_server(artifact, gguf, params, room, options.host, options.port, [*pages, *more]) as server:
+    with serving.serve(artifact, gguf, params, room, options.host, options.port, [*pages, *more]) as server:
         summary(
             f"serving {artifact}: {gguf}",
             {

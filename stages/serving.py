@@ -4,14 +4,11 @@ Answers come from the llama-server that `evaluate` scored the same file with.
 """
 
 import hashlib
-import http.client
 import ipaddress
 import json
 import os
-import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +17,7 @@ from pathlib import Path
 
 from gguf import GGUFReader
 
-from stages import base_model, llama_cpp, user_cache
+from stages import base_model, llama_cpp, llama_server, user_cache
 from stages.console import Refusal
 from stages.device import available_memory
 from stages.params import VLLM_TYPES, Params
@@ -43,14 +40,6 @@ class Room:
     slots: int
     kv_bytes: int
     cache_mb: int
-
-
-@dataclass(frozen=True)
-class Running:
-    """A llama-server that answers at `url`."""
-
-    url: str
-    process: subprocess.Popen
 
 
 def default_artifact(params: Params) -> str:
@@ -185,19 +174,8 @@ def _free_memory() -> int:
     return available
 
 
-def free_port(host: str, port: int) -> int:
-    """`port`, or a free one for 0. Raises Refusal if it is taken."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-        except OSError as error:
-            raise Refusal(f"cannot listen on {host}, port {port}: {error.strerror}; choose another --port") from None
-        return listener.getsockname()[1]
-
-
 @contextmanager
-def llama_server(
+def serve(
     artifact: str,
     gguf: Path,
     params: Params,
@@ -205,7 +183,7 @@ def llama_server(
     host: str = "127.0.0.1",
     port: int = 0,
     options: Sequence[str | Path] = (),
-) -> Iterator[Running]:
+) -> Iterator[llama_server.Running]:
     """Run a llama-server for the length of a `with` block, ready to answer; its errors go to standard error.
 
     Args:
@@ -221,16 +199,12 @@ def llama_server(
     Raises:
         Refusal: if the port is taken, or the server ends before it is ready.
     """
-    port = free_port(host, port)
     with tempfile.TemporaryDirectory() as work:
         jinja = Path(work) / "chat_template.jinja"
         own = read_gguf(gguf).get_field("tokenizer.chat_template").contents()
         jinja.write_text(with_system_prompt(own, params.data.system_prompt), encoding="utf-8")
         settings = {
-            "--model": gguf,
             "--alias": artifact,
-            "--host": host,
-            "--port": port,
             "--ctx-size": room.context * room.slots,
             "--parallel": room.slots,
             "--threads": llama_cpp.cpu_count(),
@@ -241,49 +215,18 @@ def llama_server(
         }
         if params.data.task == "text-to-sql":
             settings["--temp"] = 0
-        command = [llama_cpp.find().server, *(part for pair in settings.items() for part in pair), "--metrics"]
-        # In a session of its own, so that Ctrl-C reaches this process, which then stops it in good order.
-        process = llama_cpp.start([str(part) for part in (*command, *options)], start_new_session=True)
-        try:
-            reach = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-            while not _is_ready(reach, port):
-                if process.poll() is not None:
-                    raise Refusal(f"llama-server ended with status {process.returncode}; it says why above")
-                time.sleep(0.05)
-            yield Running(f"http://[{reach}]:{port}" if ":" in reach else f"http://{reach}:{port}", process)
-        finally:
-            process.terminate()
-            try:
-                process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        with llama_server.run(gguf, settings, ["--metrics", *options], host, port, own_session=True) as server:
+            yield server
 
 
-def _is_ready(host: str, port: int) -> bool:
-    connection = http.client.HTTPConnection(host, port, timeout=10)
-    try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == 200
-    except OSError:
-        return False
-    finally:
-        connection.close()
-
-
-def stream(server: Running, conversation: Sequence[dict[str, str]], max_tokens: int) -> Iterator[str]:
+def stream(server: llama_server.Running, conversation: Sequence[dict[str, str]], max_tokens: int) -> Iterator[str]:
     """The pieces of the answer as they come.
 
     Raises:
         Refusal: with the server's own sentence if it refuses the conversation (one that is too long).
     """
-    # http.client, unlike most clients, never asks a proxy.
-    connection = http.client.HTTPConnection(server.url.removeprefix("http://"))
-    try:
-        body = {"messages": list(conversation), "max_tokens": max_tokens, "stream": True}
-        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {os.environ.get('LLAMA_API_KEY', '')}"}
-        connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
-        response = connection.getresponse()
+    body = {"messages": list(conversation), "max_tokens": max_tokens, "stream": True}
+    with server.ask("POST", "/v1/chat/completions", body) as response:
         if response.status != 200:
             raise Refusal(f"llama-server refused: {json.loads(response.read())['error']['message']}")
         for line in response:
@@ -293,5 +236,3 @@ def stream(server: Running, conversation: Sequence[dict[str, str]], max_tokens: 
                     raise Refusal(f"llama-server gave up: {event['error']['message']}")
                 for choice in event["choices"]:
                     yield choice["delta"].get("content") or ""
-    finally:
-        connection.close()

@@ -112,7 +112,7 @@ def test_a_chat_recipe_shows_both_answers(place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where no rows lie to take examples from
     params, gguf = load_params(REPO / "recipes/mistral-7b-guanaco.yaml"), place / "models/bf16/model.gguf"
     room = serving.room(gguf, params, context=512, slots=2)
-    with serving.llama_server("both", gguf, params, room, options=["--temp", "0"]) as server:
+    with serving.serve("both", gguf, params, room, options=["--temp", "0"]) as server:
         servers = {"base": server, "tuned": server}
         *_, (one, other) = demo.compare_chat(params.data, servers, "", "What is the capital of France?")
         assert "Paris" in one

@@ -17,6 +17,7 @@ from stages import base_model, chat, convert_gguf, distance, evaluate, gates, hf
 from stages.chat import Encoded
 from stages.distance import Top
 from stages.hf_inference import Score
+from stages.llama_server import Server
 from stages.params import EMBEDDED, Model
 
 REPO = Path(__file__).parents[1]
@@ -81,7 +82,7 @@ def good(bf16, matrix) -> Path:
 
 def score(gguf: Path, rows: list[Encoded]) -> list[Score]:
     """As `evaluate` scores a GGUF."""
-    with llama_cpp.Server(gguf, context=300, slots=1, threads=1) as server:
+    with Server(gguf, context=300, slots=1, threads=1) as server:
         scores = []
         for row in rows:
             supervised = [at for at, label in enumerate(row.labels) if label != chat.IGNORED]

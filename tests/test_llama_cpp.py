@@ -15,8 +15,9 @@ from gguf import GGUFReader
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
-from stages import base_model, chat, convert_gguf, gguf_file, jsonl, llama_cpp, parity, quantize_gguf
+from stages import base_model, chat, convert_gguf, gguf_file, jsonl, llama_cpp, llama_server, parity, quantize_gguf
 from stages.console import Refusal
+from stages.llama_server import Server
 from stages.outputs import write_json
 from stages.params import EMBEDDED, NEEDS_MATRIX, Model
 
@@ -65,7 +66,7 @@ def tokenizer(merged):
 
 @pytest.fixture(scope="module")
 def server(gguf):
-    with llama_cpp.Server(gguf, context=512, slots=2) as server:
+    with Server(gguf, context=512, slots=2) as server:
         yield server
 
 
@@ -256,7 +257,7 @@ def test_parity_finds_a_bos_that_training_never_saw(gguf, tokenizer, tmp_path):
     overwrite(other, "tokenizer.ggml.add_bos_token", True)
     overwrite(other, "tokenizer.ggml.bos_token_id", 0)
     with (
-        llama_cpp.Server(other, context=256, slots=1) as server,
+        Server(other, context=256, slots=1) as server,
         pytest.raises(Refusal, match="does not read the conversation"),
     ):
         parity.check(server, tokenizer, [CONVERSATION])
@@ -303,7 +304,7 @@ def test_scores_of_several_ids_a_request_are_those_of_one_id_a_request(server, t
     ids[len(prompt) + 5] = tokenizer.convert_tokens_to_ids("SELECT")  # from here on, an answer to another prompt
     positions = range(len(prompt), len(ids))
     together = server.score(ids, positions, 8, answer)
-    monkeypatch.setattr(llama_cpp, "AHEAD", 0)  # generates nothing, so every id is asked for by a bias
+    monkeypatch.setattr(llama_server, "AHEAD", 0)  # generates nothing, so every id is asked for by a bias
     one_by_one = server.score(ids, positions, 8)
     assert [one.logprob for one in together] == pytest.approx([one.logprob for one in one_by_one], abs=0.01)
     assert [one.top[0][0] for one in together] == [one.top[0][0] for one in one_by_one]
@@ -319,20 +320,26 @@ def test_a_server_that_cannot_start_shows_its_log(gguf, tmp_path):
     broken.write_bytes(gguf.read_bytes()[:-1000])
     with (
         pytest.raises(Refusal, match=r"(?s)llama-server ended.*its log"),
-        llama_cpp.Server(broken, context=64, slots=1),
+        Server(broken, context=64, slots=1),
     ):
         pass
 
 
+def test_a_key_that_is_set_for_serving_is_no_hindrance(gguf, monkeypatch):
+    monkeypatch.setenv("LLAMA_API_KEY", "a-key")
+    with Server(gguf, context=64, slots=1) as server:
+        assert server.tokenize("x")
+
+
 def test_a_server_that_dies_is_named(gguf):
-    with llama_cpp.Server(gguf, context=64, slots=1) as server:
+    with Server(gguf, context=64, slots=1) as server:
         os.kill(server.pid, signal.SIGKILL)
         with pytest.raises(Refusal, match="llama-server ended with status -9"):
             server.tokenize("x")
 
 
 def test_the_server_is_gone_after_an_exception(gguf):
-    server = llama_cpp.Server(gguf, context=64, slots=1)
+    server = Server(gguf, context=64, slots=1)
     with pytest.raises(ZeroDivisionError), server:
         assert alive(server.pid) / 0
     assert not alive(server.pid)
@@ -345,7 +352,7 @@ def test_the_server_is_gone_when_its_stage_is_killed(gguf, sent):
 import time
 from pathlib import Path
 from stages.console import run_stage
-from stages.llama_cpp import Server
+from stages.llama_server import Server
 
 def main():
     with Server(Path({str(gguf)!r}), context=64, slots=1) as server:

@@ -153,7 +153,7 @@ def test_a_system_prompt_of_any_characters_is_rendered_as_it_is(place, monkeypat
     tokenizer = AutoTokenizer.from_pretrained(base_model.fetch(Model(id=EMBEDDED)))
     expected = chat.render(tokenizer, [{"role": "system", "content": prompt}, *QUESTION], prompt=True)
     room = serving.room(gguf, params, context=512, slots=1)
-    with serving.llama_server("bf16", gguf, params, room) as server:
+    with serving.serve("bf16", gguf, params, room) as server:
         body = json.dumps({"messages": QUESTION}).encode()
         with urllib.request.urlopen(f"{server.url}/apply-template", body) as response:
             assert json.load(response)["prompt"] == expected
