@@ -111,7 +111,8 @@ def _sha256(path: Path, bar: tqdm) -> str:
     with path.open("rb") as file:
         while block := file.read(1 << 22):
             digest.update(block)
-            bar.update(len(block))
+            with bar.get_lock():  # other files are hashed at the same time
+                bar.update(len(block))
     return digest.hexdigest()
 
 
