@@ -174,12 +174,17 @@ def digests(checkpoint: Path) -> dict[str, str]:
     return found
 
 
+class LeftValidation(Exception):
+    """Validation was left before its end, because the run was asked to end."""
+
+
 class Guard(TrainerCallback):
     """Shows the progress; stops a run that has gone wrong before it can spoil a checkpoint, and one that was asked to
-    end after saving."""
+    end after saving. A validation that this cuts short leaves no trace, and is made when the run goes on."""
 
     def __init__(self):
         self.terminated = False
+        self.validated = True
         self.shown: dict[str, str] = {}
         signal.signal(signal.SIGTERM, self._terminate)
 
@@ -189,6 +194,10 @@ class Guard(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **_) -> None:
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit=" steps")
+        at = state.global_step
+        due = at > 0 and (at % args.eval_steps == 0 or at == state.max_steps)
+        done = any("eval_loss" in entry for entry in state.log_history if entry["step"] == at)
+        args.eval_on_start = due and not done
 
     def on_train_end(self, args, state, control, **_) -> None:
         self.bar.close()
@@ -209,6 +218,14 @@ class Guard(TrainerCallback):
         self.terminated = several.in_any(self.terminated)  # the signal reaches no two processes in the same step
         if self.terminated:
             control.should_save = control.should_training_stop = True
+
+    def on_prediction_step(self, args, state, control, **_) -> None:
+        self.terminated = several.in_any(self.terminated)
+        self.validated = not self.terminated
+        if self.terminated:
+            control.should_save = control.should_training_stop = True
+            control.should_evaluate = False
+            raise LeftValidation
 
     def on_save(self, args, state, control, **_) -> None:
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
@@ -239,7 +256,8 @@ class Trainer(SFTTrainer):
 
     @property
     def interrupted(self) -> bool:
-        return self.guard.terminated and self.state.global_step < self.state.max_steps
+        to_do = self.state.global_step < self.state.max_steps or not self.guard.validated
+        return self.guard.terminated and to_do
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         if not self.rehearsed and self.args.device.type == "cuda":
@@ -271,6 +289,12 @@ class Trainer(SFTTrainer):
         model.zero_grad()
         if self.is_fsdp_enabled:
             model.set_requires_gradient_sync(self.accelerator.sync_gradients)
+
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        try:
+            return super().evaluate(*args, **kwargs)
+        except LeftValidation:
+            return {}
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Mean negative log-likelihood (nats) of the supervised tokens, over `num_items_in_batch` of them if given.

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import time
 import torch
 from conftest import refused
 from safetensors.torch import load_file, save_file
+
+MADE = ("models/adapter/adapter_model.safetensors", "results/train/log.csv")
 
 
 def adapter(workspace) -> dict[str, torch.Tensor]:
@@ -92,3 +95,43 @@ def test_sigterm_leaves_a_checkpoint_to_go_on_from(prepared):
     assert "error: interrupted after step" in rest
     assert len(list(prepared.path.glob(".checkpoints/*/checkpoint-*/complete"))) == 1
     assert not (prepared.path / "models/adapter").exists()
+
+
+# Sends SIGTERM to itself at the first pack of the validation after a step, and says how many packs were validated then.
+INTERRUPTED = """
+import os, signal, sys
+from stages import quantize_load_train as stage
+from stages.console import run_stage
+
+validate, packs = stage.Trainer.prediction_step, []
+
+def interrupted(trainer, *args, **kwargs):
+    if trainer.state.global_step == int(sys.argv[1]):
+        packs.append(None)
+        os.kill(os.getpid(), signal.SIGTERM)
+    return validate(trainer, *args, **kwargs)
+
+stage.Trainer.prediction_step = interrupted
+try:
+    run_stage(stage.main)
+finally:
+    print("packs:", len(packs))
+"""
+
+
+def test_sigterm_in_a_validation_does_not_wait_for_its_end_and_changes_nothing(prepared):
+    prepared.set({"lora.dropout": 0.1, "train.max_length": 256, "train.micro_batch_tokens": 256})
+    assert prepared.run("quantize_load_train").returncode == 0
+    expected = [(prepared.path / name).read_bytes() for name in MADE]
+    shutil.rmtree(prepared.path / "models/adapter")
+    for step in (2, 3):  # the last one, too
+        done = prepared.python("-c", INTERRUPTED, str(step))
+        assert refused(done).startswith(f"interrupted after step {step}")
+        assert "packs: 1\n" in done.stdout
+        (state,) = prepared.path.glob(f".checkpoints/*/checkpoint-{step}/trainer_state.json")
+        assert state.with_name("complete").exists()
+        validated = [entry["step"] for entry in json.loads(state.read_text())["log_history"] if "eval_loss" in entry]
+        assert step not in validated
+    assert not (prepared.path / "models/adapter").exists()
+    assert prepared.run("quantize_load_train").returncode == 0
+    assert [(prepared.path / name).read_bytes() for name in MADE] == expected
