@@ -27,8 +27,8 @@ class Encoded:
     The last position is supervised: it is the stop token of the last answer.
     """
 
-    input_ids: list[int]
-    labels: list[int]
+    input_ids: Sequence[int]
+    labels: Sequence[int]
 
     @property
     def supervised(self) -> int:
