@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from stages import user_cache
+from stages import cpus, user_cache
 from stages.console import Refusal
 
 VERSION = "0.3.36"  # of the sdist llama-cpp-python, which carries the tree of llama.cpp
@@ -88,11 +88,6 @@ def gpu_is_present() -> bool:
     return listed.returncode == 0 and "GPU" in listed.stdout
 
 
-def cpu_count() -> int:
-    """CPUs that this process may use; llama.cpp itself counts those of the machine, which a container may not have."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def convert(folder: Path, gguf: Path) -> None:
     """Convert the Hugging Face model in `folder` to a bfloat16 GGUF with the official converter.
 
@@ -154,7 +149,7 @@ def imatrix(model: Path, text: Path, matrix: Path, context: int = 512, threads: 
     Raises:
         Refusal: with the tool's last lines if it fails.
     """
-    options = ["--parse-special", "--no-ppl", "--ctx-size", context, "--threads", threads or cpu_count()]
+    options = ["--parse-special", "--no-ppl", "--ctx-size", context, "--threads", threads or cpus.count()]
     run([find().imatrix, "--model", model, "--file", text, "--output", matrix, *options], "importance matrix")
 
 
@@ -165,7 +160,7 @@ def quantize(model: Path, quantized: Path, type_: str, matrix: Path | None = Non
         Refusal: with the tool's last lines if it fails.
     """
     options = ["--imatrix", matrix] if matrix else []
-    command = [find().quantize, *options, model, quantized, type_, threads or cpu_count()]
+    command = [find().quantize, *options, model, quantized, type_, threads or cpus.count()]
     run(command, f"quantize {type_}", r"\[\s*(\d+)/\s*(\d+)\]")
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from stages import llama_cpp
+from stages import cpus, llama_cpp
 from stages.console import Refusal
 
 SMALLEST_LOGPROB = -103.0  # a float32 probability below exp of this is 0
@@ -200,7 +200,7 @@ class Server:
         self.model = model
         self.context = context
         self.slots = slots
-        self.threads = threads or llama_cpp.cpu_count()
+        self.threads = threads or cpus.count()
         self._local = threading.local()
         self._slot_numbers = itertools.cycle(range(slots))
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from gguf import GGUFReader
 
-from stages import base_model, llama_cpp, llama_server, user_cache
+from stages import base_model, cpus, llama_cpp, llama_server, user_cache
 from stages.console import Refusal
 from stages.device import available_memory
 from stages.params import VLLM_TYPES, Params
@@ -207,7 +207,7 @@ def serve(
             "--alias": artifact,
             "--ctx-size": room.context * room.slots,
             "--parallel": room.slots,
-            "--threads": llama_cpp.cpu_count(),
+            "--threads": cpus.count(),
             "--cache-ram": room.cache_mb,
             "--chat-template-file": jinja,
             "--cors-origins": "localhost",  # no web page from elsewhere may ask it behind a person's back

@@ -13,12 +13,12 @@ tables, or a function that is not allowed), timeout, too_large, too_many_rows, c
 no_schema (there is no schema to run it on).
 """
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from sqlglot.dialects.dialect import Dialect
 
+from stages import cpus
 from stages.sql.judge import Verdict
 from stages.sql.pool import judge_in_workers
 
@@ -39,9 +39,9 @@ def score(
 
     A verdict depends on its row, its prediction, `seed`, `databases` (the number per row) and `dialect` (that the
     context, the answer and the prediction are written in, as sqlglot names it) and on nothing else: not on the other
-    rows, nor on `processes` (by default one a core). Rows with the same context and answer share their databases, so
-    several artifacts are scored fastest in one call. `progress` is called with the number of rows done, from this
-    thread. Raises ValueError if the lengths differ or the dialect is unknown.
+    rows, nor on `processes` (by default one a CPU that this process may use). Rows with the same context and answer
+    share their databases, so several artifacts are scored fastest in one call. `progress` is called with the number of
+    rows done, from this thread. Raises ValueError if the lengths differ or the dialect is unknown.
     """
     Dialect.get_or_raise(dialect)
     if len(rows) != len(predictions):
@@ -51,7 +51,7 @@ def score(
         tasks.setdefault((row["context"], row["answer"]), []).append(index)
     settings = {"seed": seed, "databases": databases, "dialect": dialect}
     # A worker takes a moment to start: a few rows do not need many.
-    processes = min(processes or os.cpu_count() or 1, -(-len(tasks) // 8))
+    processes = min(processes or cpus.count(), -(-len(tasks) // 8))
     verdicts: list[Verdict | None] = [None] * len(rows)
     judged = judge_in_workers(tasks, predictions, settings, processes)
     for done, (index, verdict) in enumerate(judged, start=1):
