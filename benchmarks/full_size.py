@@ -15,24 +15,12 @@ import sys
 from pathlib import Path
 
 from ruamel.yaml import YAML
-from transformers import LlamaConfig, MistralConfig
 
 from benchmarks import measure, random_model
+from benchmarks.shapes import SHAPES
 
 REPO = Path(__file__).parents[1]
-WIDTHS = {
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-}
-SHAPES = {
-    "llama3-8b-sql": LlamaConfig(
-        vocab_size=128256, **WIDTHS, rope_parameters={"rope_type": "default", "rope_theta": 500000.0}
-    ),
-    "mistral-7b-guanaco": MistralConfig(vocab_size=32000, **WIDTHS, sliding_window=4096),
-}
+SHAPE_OF = {"llama3-8b-sql": "llama3-8b", "mistral-7b-guanaco": "mistral-7b"}
 WIDTHS_OF_A_REHEARSAL = {
     "hidden_size": 256,
     "intermediate_size": 512,
@@ -46,7 +34,7 @@ COPY = "cp of the model"  # what merge is held against
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", choices=SHAPES, default="llama3-8b-sql")
+    parser.add_argument("--recipe", choices=SHAPE_OF, default="llama3-8b-sql")
     parser.add_argument("--folder", type=Path, required=True, help="where to work; what is there already is kept")
     parser.add_argument("--steps", type=int, default=200, help="optimizer steps")
     parser.add_argument("--test-rows", type=int, default=16)
@@ -75,7 +63,7 @@ def main() -> None:
 def make_folder(work: Path, options: argparse.Namespace) -> int:
     """Lay out the model, the rows and params.yaml; return the number of parameters."""
     (work / "data/raw").mkdir(parents=True)
-    config = SHAPES[options.recipe]
+    config, _ = SHAPES[SHAPE_OF[options.recipe]]
     if options.rehearse:
         config.update(WIDTHS_OF_A_REHEARSAL)
     parameters = random_model.write(work / "base", config)

@@ -17,7 +17,8 @@ import torch
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM
 
-from benchmarks.train_speed import SHAPES, lora, random_model
+from benchmarks.shapes import SHAPES
+from benchmarks.train_speed import lora, random_model
 from stages import hf_inference, models
 
 

@@ -19,9 +19,10 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, get_peft_model
 from ruamel.yaml import YAML
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM
 
 from benchmarks import measure, random_model
+from benchmarks.shapes import SHAPES
 from stages import base_model
 from stages.outputs import write_json
 from stages.params import Model, Quantization
@@ -78,14 +79,8 @@ def compare(work: Path, options: argparse.Namespace) -> bool:
 
 def prepare(work: Path, layers: int, shard_bytes: float) -> None:
     """The folder as merge finds it: base model, adapter, a few validation rows."""
-    config = LlamaConfig(
-        vocab_size=128256,
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=layers,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-    )
+    config, _ = SHAPES["llama3-8b"]
+    config.num_hidden_layers = layers
     random_model.write(work / "base", config, shard_bytes)
     record = base_model.describe(Model(id=str(work / "base")), work / "base")
     with torch.device("meta"):

@@ -19,40 +19,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, TrainerCallback, set_seed
+from transformers import TrainerCallback, set_seed
 
-from benchmarks.train_speed import SHAPES, blank_tokenizer, random_model, random_rows, shape_of
+from benchmarks.shapes import SHAPES
+from benchmarks.train_speed import blank_tokenizer, random_model, random_rows, shape_of
 from stages import layout, quantize_load_train, several
 from stages.console import run_stage
 from stages.memory_plan import MemoryPlan
 from stages.params import load_params
 
 WARM_UP = 2  # steps that compile and allocate, and are not timed
-ALL = SHAPES["llama3-8b"][1]
-SHAPES |= {
-    "llama-33b": (
-        LlamaConfig(
-            vocab_size=32000,
-            hidden_size=6656,
-            intermediate_size=17920,
-            num_hidden_layers=60,
-            num_attention_heads=52,
-            num_key_value_heads=52,
-        ),
-        ALL,
-    ),
-    "tiny": (
-        LlamaConfig(
-            vocab_size=512,
-            hidden_size=128,
-            intermediate_size=256,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-        ),
-        ALL,
-    ),
-}
 
 
 class Times(TrainerCallback):

@@ -31,8 +31,6 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import (
     AutoModelForCausalLM,
-    LlamaConfig,
-    MistralConfig,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
     TrainerCallback,
@@ -40,6 +38,7 @@ from transformers import (
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from trl import SFTConfig, SFTTrainer
 
+from benchmarks.shapes import SHAPES
 from stages import device, fast_path, layout, memory_plan, packing
 from stages.chat import IGNORED, Encoded
 from stages.memory_plan import MemoryPlan, Shape
@@ -59,57 +58,6 @@ KERNELS = {  # kind: pattern of the kernels' names
     "copies": "[Mm]em(cpy|set)|copy",
 }
 TOLERANCE = 0.02  # between the losses of two recipes at the same step: bf16 in another order of summation
-
-ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-SHAPES: dict[str, tuple[PreTrainedConfig, dict]] = {
-    "llama3-8b": (
-        LlamaConfig(
-            vocab_size=128256,
-            hidden_size=4096,
-            intermediate_size=14336,
-            num_hidden_layers=32,
-            num_attention_heads=32,
-            num_key_value_heads=8,
-            rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
-        ),
-        {"r": 16, "target_modules": ALL},
-    ),
-    "mistral-7b": (
-        MistralConfig(
-            vocab_size=32000,
-            hidden_size=4096,
-            intermediate_size=14336,
-            num_hidden_layers=32,
-            num_attention_heads=32,
-            num_key_value_heads=8,
-            sliding_window=4096,
-        ),
-        {"r": 64, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj"]},
-    ),
-    "llama2-13b": (
-        LlamaConfig(
-            vocab_size=32000,
-            hidden_size=5120,
-            intermediate_size=13824,
-            num_hidden_layers=40,
-            num_attention_heads=40,
-            num_key_value_heads=40,
-        ),
-        {"r": 16, "target_modules": ALL},
-    ),
-    "smollm2-135m": (
-        LlamaConfig(
-            vocab_size=49152,
-            hidden_size=576,
-            intermediate_size=1536,
-            num_hidden_layers=30,
-            num_attention_heads=9,
-            num_key_value_heads=3,
-            tie_word_embeddings=True,
-        ),
-        {"r": 16, "target_modules": ALL},
-    ),
-}
 
 
 def random_model(

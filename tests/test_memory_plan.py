@@ -8,7 +8,7 @@ import torch
 from conftest import REPO
 from transformers import AutoModelForCausalLM
 
-from benchmarks.train_speed import SHAPES
+from benchmarks.shapes import SHAPES
 from stages import layout, memory_plan
 from stages.console import Refusal
 from stages.device import Device
