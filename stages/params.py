@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, get_origin
 
@@ -130,8 +131,7 @@ class Gguf(Section):
     def known(cls, types: list[str]) -> list[str]:
         for name in types:
             if name.removesuffix(PLAIN) not in GGUF_TYPES:
-                near = difflib.get_close_matches(name.upper(), GGUF_TYPES, 1, 0.4)
-                raise ValueError(f"{name!r} is no GGUF type" + (f"; did you mean {near[0]}?" if near else ""))
+                raise ValueError(f"{name!r} is no GGUF type; {_nearest(name.upper(), GGUF_TYPES)}")
         if len(set(types)) < len(types):
             raise ValueError("lists a type twice")
         return types
@@ -329,7 +329,7 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
         raise Refusal(f"{path}: " + "; ".join(problems) if len(problems) == 1 else _list(path, problems)) from None
 
 
-def _nearest(name: str, known: list[str]) -> str:
+def _nearest(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, known, 1, 0.4)
     return f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
 
@@ -363,9 +363,7 @@ def _sentences(problem: dict) -> list[str]:
     if problem["type"] == "value_error" and not location:  # from `combinations`: already sentences
         return str(problem["ctx"]["error"]).split("\n")
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(location[-1], _known_keys(location[:-1]), 1, 0.4)
-        known = f"did you mean {near[0]}?" if near else f"known are {', '.join(_known_keys(location[:-1]))}"
-        return [f"{path}: unknown key; {known}"]
+        return [f"{path}: unknown key; {_nearest(location[-1], _known_keys(location[:-1]))}"]
     if problem["type"] == "missing":
         return [f"{path}: is missing"]
     message = problem["msg"].removeprefix("Value error, ")

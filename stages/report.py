@@ -5,6 +5,7 @@ if a gate is broken, ends with a non-zero status.
 """
 
 import csv
+import io
 import json
 import math
 from collections import Counter
@@ -230,8 +231,11 @@ def describe(answer: dict) -> str:
 
 
 def write_csv(path: Path, lines: list[dict]) -> None:
-    text = [",".join(lines[0]), *(",".join(map(str, line.values())) for line in lines)]
-    write_text(path, "\n".join(text) + "\n")
+    text = io.StringIO()
+    writer = csv.DictWriter(text, lines[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    write_text(path, text.getvalue())
 
 
 # results/report.md
