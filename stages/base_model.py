@@ -48,6 +48,10 @@ def fetch(model: Model) -> Path:
             f"model.id: {model.id} has no .safetensors file; pickled weights (.bin, .pt) are refused because loading "
             "one can run code: convert it with transformers' save_pretrained first"
         )
+    if missing := [path.name for path in shards(folder) if not path.is_file()]:
+        raise Refusal(
+            f"model.id: {model.id} lacks {', '.join(missing)}, which its model.safetensors.index.json names; add them"
+        )
     return folder
 
 

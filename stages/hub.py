@@ -22,7 +22,8 @@ def download(kind: Kind, name: str, revision: str | None, patterns: Sequence[str
     Raises:
         Refusal: as `explained`, or if `revision` is no commit: then with the commit to pin.
     """
-    from huggingface_hub import HfApi, snapshot_download
+    import httpx
+    from huggingface_hub import HfApi, errors, snapshot_download
 
     if not COMMIT.fullmatch(revision or ""):
         with explained(kind, name, revision):
@@ -31,10 +32,16 @@ def download(kind: Kind, name: str, revision: str | None, patterns: Sequence[str
             f"{SECTION[kind]}.revision: must pin {name} by its commit, because a branch can move; "
             f"{revision or 'its main branch'} is now {commit}: set {SECTION[kind]}.revision to that"
         )
+    files = {"repo_type": kind, "revision": revision, "allow_patterns": patterns, "ignore_patterns": COPIES}
     with explained(kind, name, revision):
-        return Path(
-            snapshot_download(name, repo_type=kind, revision=revision, allow_patterns=patterns, ignore_patterns=COPIES)
-        )
+        try:
+            return Path(snapshot_download(name, **files))
+        except (httpx.TransportError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+            folder = Path(snapshot_download(name, **files, local_files_only=True))  # raises if it is known to lack some
+    if kind == "model" and not any(folder.glob("*.safetensors")):
+        raise _unreachable(kind, name, revision, "in the local cache without its weights,")
+    # Fetched by an older huggingface_hub, or file by file.
+    raise _unreachable(kind, name, revision, f"in the local cache ({folder}) without the list that says if it is all,")
 
 
 @contextmanager
@@ -61,12 +68,11 @@ def explained(kind: Kind, name: str, revision: str | None) -> Iterator[None]:
         ) from None
     except errors.RevisionNotFoundError:
         raise Refusal(f"{SECTION[kind]}.revision: the hub has no commit {revision} of {name}") from None
+    except errors.IncompleteSnapshotError as error:
+        missing = str(error).partition(" are missing (")[2].partition("). ")[0]
+        raise _unreachable(kind, name, revision, f"in the local cache without {missing},") from None
     except (httpx.TransportError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
-        local = "a local folder" if kind == "model" else "a file under data/raw"
-        raise Refusal(
-            f"{field}: {name} at {revision} is not in the local cache and the hub cannot be reached; check the "
-            f"network, HF_ENDPOINT (a mirror) and HF_HUB_OFFLINE, or name {local} in {field}"
-        ) from None
+        raise _unreachable(kind, name, revision, "not in the local cache") from None
     except OSError as error:
         if "Consistency check failed" not in str(error):
             raise
@@ -76,3 +82,11 @@ def explained(kind: Kind, name: str, revision: str | None) -> Iterator[None]:
         ) from None
     except errors.HfHubHTTPError as error:
         raise Refusal(f"{field}: the hub answered {error.response.status_code} for {name}; try again later") from None
+
+
+def _unreachable(kind: Kind, name: str, revision: str | None, cached: str) -> Refusal:
+    where, local = FIELD[kind], "a local folder" if kind == "model" else "a file under data/raw"
+    return Refusal(
+        f"{where}: {name} at {revision or 'its main branch'} is {cached} and the hub cannot be reached; check the "
+        f"network, HF_ENDPOINT (a mirror) and HF_HUB_OFFLINE, or name {local} in {where}"
+    )

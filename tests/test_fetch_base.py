@@ -130,6 +130,41 @@ def test_an_unreachable_hub_is_said_at_once(workspace, environment):
     assert f"{NAME} at {COMMIT} is not in the local cache and the hub cannot be reached" in sentence
 
 
+CACHE = """
+from huggingface_hub import snapshot_download
+snapshot_download("{name}", revision="{commit}", allow_patterns={patterns})
+"""
+ONE = """
+from huggingface_hub import hf_hub_download
+hf_hub_download("{name}", "config.json", revision="{commit}")
+"""
+
+
+@pytest.mark.parametrize(
+    ("cached", "said"),
+    [
+        (ONE.format(name=NAME, commit=COMMIT), "without its weights,"),
+        (CACHE.format(name=NAME, commit=COMMIT, patterns=["*.json", "*.jinja"]), "without model.safetensors,"),
+    ],
+)
+def test_a_model_of_which_a_part_is_cached_says_what_is_missing(workspace, tiny_model, environment, cached, said):
+    workspace.set({"model.id": NAME, "model.revision": COMMIT})
+    with fake_hub(tiny_model, NAME) as (address, _):
+        assert workspace.python("-c", cached, **environment(address)).returncode == 0
+    for offline in ({"HF_HUB_OFFLINE": ""}, {"HF_HUB_OFFLINE": "1"}):
+        sentence = refused(workspace.python("-c", FETCH, **environment(NOWHERE) | offline))
+        assert f"{NAME} at {COMMIT} is in the local cache {said} and the hub cannot be reached; check" in sentence
+
+
+def test_a_folder_that_lacks_a_shard_is_refused(tmp_path, tiny_model):
+    folder = tmp_path / "tiny"
+    shutil.copytree(tiny_model, folder)
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
+    write_json(folder / "model.safetensors.index.json", index)
+    with pytest.raises(Refusal, match=r"lacks model-2\.safetensors, which its model\.safetensors\.index\.json names"):
+        base_model.fetch(Model(id=str(folder)))
+
+
 def test_a_gated_model_says_where_to_accept_and_what_to_set(workspace, tiny_model, environment):
     workspace.set({"model.id": NAME, "model.revision": COMMIT})
     with fake_hub(tiny_model, NAME, gated=True) as (address, asked):
