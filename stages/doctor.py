@@ -278,8 +278,7 @@ def hub_repository(kind: str, name: str, revision: str | None):
 
     from stages import base_model, hub
 
-    if not hub.COMMIT.fullmatch(revision or ""):
-        hub.download(kind, name, revision)  # refuses it
+    hub.check_pinned(kind, name, revision)
     patterns = base_model.HUB_FILES if kind == "model" else None
     try:
         cached = snapshot_download(

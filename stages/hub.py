@@ -20,18 +20,12 @@ def download(kind: Kind, name: str, revision: str | None, patterns: Sequence[str
     """The folder with the files (those that match `patterns`) of exactly this commit; from the cache if they are there.
 
     Raises:
-        Refusal: as `explained`, or if `revision` is no commit: then with the commit to pin.
+        Refusal: as `explained` and `check_pinned`; of a hub that cannot be reached, with what the cache lacks.
     """
     import httpx
-    from huggingface_hub import HfApi, errors, snapshot_download
+    from huggingface_hub import errors, snapshot_download
 
-    if not COMMIT.fullmatch(revision or ""):
-        with explained(kind, name, revision):
-            commit = HfApi().repo_info(name, repo_type=kind, revision=revision).sha
-        raise Refusal(
-            f"{SECTION[kind]}.revision: must pin {name} by its commit, because a branch can move; "
-            f"{revision or 'its main branch'} is now {commit}: set {SECTION[kind]}.revision to that"
-        )
+    check_pinned(kind, name, revision)
     files = {"repo_type": kind, "revision": revision, "allow_patterns": patterns, "ignore_patterns": COPIES}
     with explained(kind, name, revision):
         try:
@@ -42,6 +36,20 @@ def download(kind: Kind, name: str, revision: str | None, patterns: Sequence[str
         raise _unreachable(kind, name, revision, "in the local cache without its weights,")
     # Fetched by an older huggingface_hub, or file by file.
     raise _unreachable(kind, name, revision, f"in the local cache ({folder}) without the list that says if it is all,")
+
+
+def check_pinned(kind: Kind, name: str, revision: str | None) -> None:
+    """Raise Refusal if `revision` is no commit: with the commit to pin, for which the hub is asked."""
+    if COMMIT.fullmatch(revision or ""):
+        return
+    from huggingface_hub import HfApi
+
+    with explained(kind, name, revision):
+        commit = HfApi().repo_info(name, repo_type=kind, revision=revision).sha
+    raise Refusal(
+        f"{SECTION[kind]}.revision: must pin {name} by its commit, because a branch can move; "
+        f"{revision or 'its main branch'} is now {commit}: set {SECTION[kind]}.revision to that"
+    )
 
 
 @contextmanager

@@ -122,6 +122,14 @@ def test_a_branch_is_refused_with_the_commit_to_pin(workspace, environment, revi
     assert not [path for path in asked if path.endswith(".safetensors")]
 
 
+def test_a_data_set_without_commit_is_refused_before_the_model_is_fetched(workspace, environment):
+    workspace.set({"model.id": NAME, "model.revision": COMMIT, "data.source": "org/rows", "data.revision": None})
+    with fake_hub(workspace.path / "tiny", "org/rows") as (address, asked):
+        sentence = refused(workspace.run("fetch_base", **environment(address)))
+    assert sentence.endswith(f"its main branch is now {COMMIT}: set data.revision to that")
+    assert not [path for path in asked if NAME in path]
+
+
 def test_an_unreachable_hub_is_said_at_once(workspace, environment):
     workspace.set({"model.id": NAME, "model.revision": COMMIT})
     begin = time.monotonic()
