@@ -173,10 +173,10 @@ def measure_distances(before: distance.Top, after: distance.Top, found: Outcomes
 
 
 def summarize(metrics: dict[str, dict], training: dict, data: dict, checked: list[Checked], score: str) -> dict:
-    """What a pull request should show: few numbers, no timings."""
-    shown = (score, "loss", "stop_rate", "size_mb", *DISTANCES)
+    """What the artifacts' own files do not hold, and the score once more, by which experiments are compared."""
     per_artifact = {
-        metric: {name: values[metric] for name, values in metrics.items() if metric in values} for metric in shown
+        metric: {name: values[metric] for name, values in metrics.items() if metric in values}
+        for metric in (score, *DISTANCES)
     }
     broken = Counter({gate.artifact: 0 for gate in checked})
     broken.update(gate.artifact for gate in checked if not gate.holds)
