@@ -528,7 +528,8 @@ def run_metrics(trainer: Trainer, size: tuple[int, int], rows, steps, seconds: f
     tokens = sum(len(rows["train"][row].input_ids) for row in seen)
     first_step = int(resumed.name.split("-")[1]) if resumed else 0
     done = sum(len(rows["train"][row].input_ids) for step in steps[first_step:] for pack in step for row in pack)
-    validating = sum(entry.get("eval_runtime", 0.0) for entry in history if entry["step"] > first_step)
+    validated = [entry for entry in history if entry["step"] > first_step - trainer.args.eval_on_start]
+    validating = sum(entry.get("eval_runtime", 0.0) for entry in validated)
     trainable, total = size
     if torch.cuda.is_available():
         peak = torch.cuda.max_memory_allocated()
