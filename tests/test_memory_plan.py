@@ -148,8 +148,8 @@ def test_short_runs_are_not_compiled(shapes, train):
 
 
 def test_python_bounds_the_speed_of_short_packs(shapes, train):
-    """200 steps of 467 tokens took 112 seconds on the plain path: compiled layers, which Python starts sooner, would win
-    back their compilation. 20 such steps would not."""
+    """200 steps of 467 tokens took 112 seconds on the plain path: compiled layers, which Python starts sooner, would
+    win back their compilation. 20 such steps would not."""
     shape, settings = shapes["mistral-7b"], train.model_copy(update={"batch_size": 4})
     plain = memory_plan.predict(shape, 500, 32, "adamw", compiled=False)
     assert layout.seconds(shape, plain, [467] * 200, card(80)) == pytest.approx(112, rel=0.1)
