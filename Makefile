@@ -76,7 +76,7 @@ $(VENV)-vllm/installed: $(VLLM)
 	@touch $@
 
 test: setup ## the tests, on a tiny model; no GPU and no hub needed
-	pytest
+	pytest --numprocesses 2 --dist loadfile
 
 test-slow: setup ## the tests that take minutes: the pipeline killed again and again, a sweep, a team's remote
 	pytest -m slow

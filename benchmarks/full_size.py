@@ -79,7 +79,7 @@ def make_folder(work: Path, options: argparse.Namespace) -> int:
     params["data"].update(validation_rows=32, test_rows=options.test_rows)
     params["train"].update(max_steps=options.steps, eval_steps=options.steps // 2, checkpoint_steps=options.steps // 2)
     params["gguf"].update(types=list(options.types), imatrix_rows=options.imatrix_rows)
-    params["evaluate"].update(artifacts=["base", "adapter", "merged", *options.types], max_new_tokens=32, gates={})
+    params["evaluate"].update(artifacts=["base", "adapter", "merged", *options.types], gates={}, max_new_tokens=32)
     YAML().dump(params, work / "params.yaml")
     return parameters
 

@@ -1,6 +1,7 @@
 """What a command takes: seconds, RAM, GPU memory and disk, of it and all that it starts."""
 
 import os
+import resource
 import shutil
 import subprocess
 import threading
@@ -15,11 +16,12 @@ import psutil
 class Usage:
     """Peaks in bytes, on GPU and disk above what was taken before.
 
-    `ram` is what the processes have allocated; `mapped` are the pages of files that they look into, which the system
-    takes back when it needs them.
+    `cpu` are seconds of processors, whatever else the machine does meanwhile. `ram` is what the processes have
+    allocated; `mapped` are the pages of files that they look into, which the system takes back when it needs them.
     """
 
     seconds: float = 0.0
+    cpu: float = 0.0
     ram: int = 0
     mapped: int = 0
     gpu: int = 0
@@ -38,7 +40,7 @@ def run(command: list, folder: Path, log: Path) -> tuple[int, Usage]:
     path = os.pathsep.join(filter(None, (str(REPO), os.environ.get("PYTHONPATH"))))
     free, gpu = shutil.disk_usage(folder).free, _gpu_used()
     with log.open("a") as file:
-        begin = time.monotonic()
+        begin, cpu = time.monotonic(), _cpu_of_ended()
         process = subprocess.Popen(
             command, cwd=folder, env=os.environ | {"PYTHONPATH": path}, stdout=file, stderr=subprocess.STDOUT
         )
@@ -53,10 +55,16 @@ def run(command: list, folder: Path, log: Path) -> tuple[int, Usage]:
         finally:
             process.kill()
             ended.set()
-        usage.seconds = time.monotonic() - begin
+        usage.seconds, usage.cpu = time.monotonic() - begin, _cpu_of_ended() - cpu
         for watcher in watchers:
             watcher.join()
     return status, usage
+
+
+def _cpu_of_ended() -> float:
+    """Processor seconds of all processes that this one has started and seen end."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return ended.ru_utime + ended.ru_stime
 
 
 def _watch(usage: Usage, ended: threading.Event, process: psutil.Process, folder: Path, free: int) -> None:

@@ -75,7 +75,7 @@ def measure(arguments: argparse.Namespace) -> None:
     times = Times()
 
     def run(plan: MemoryPlan) -> dict:
-        for label, text in layout.describe(shape, plan, sum(lengths), here).items():
+        for label, text in layout.describe(shape, plan, layout.step_tokens(lengths, train), here).items():
             print(f"{label}: {text}", flush=True)
         steps = quantize_load_train.plan_steps(rows, plan.pack_tokens, train, here.count)
         begin = time.perf_counter()

@@ -44,7 +44,7 @@ from stages.chat import IGNORED, Encoded
 from stages.memory_plan import MemoryPlan, Shape
 from stages.models import quantization_config
 from stages.params import Quantization, Train
-from stages.quantize_load_train import Trainer
+from stages.quantize_load_train import Trainer, attention
 
 WARM_UP = 2  # steps that compile and allocate, and are not timed
 PROFILED = 4  # the step, counted from 0, that --profile looks at
@@ -190,7 +190,7 @@ def project_trainer(shape: str, rows: list[Encoded], steps: list, plan: MemoryPl
     tokenizer = blank_tokenizer()
     packs = [pack for step in steps for pack in step]
     pack_tokens = [sum(len(rows[row].input_ids) for row in pack) for pack in packs]
-    model = random_model(config, fast_path.attention_implementation(gpu) if plan.compiled else "sdpa", gpu)
+    model = random_model(config, attention(plan), gpu)
     torch.manual_seed(0)
     trainer = Trainer(
         torch.bfloat16,
@@ -250,7 +250,7 @@ def measure(recipe: str, job: Job) -> dict:
         if plan is None:
             trainer = article_trainer(job.shape, job.rows, steps, clock)
         else:
-            for label, text in layout.describe(shape, plan, sum(lengths), here).items():
+            for label, text in layout.describe(shape, plan, layout.step_tokens(lengths, job.train), here).items():
                 print(f"{label}: {text}", flush=True)
             trainer = project_trainer(job.shape, job.rows, steps, plan, clock)
         trainer.train()

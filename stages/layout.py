@@ -6,6 +6,7 @@ step learns from.
 
 import functools
 import gc
+import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -62,6 +63,7 @@ def lay_out(shape: Shape, lengths: Sequence[int], train: Train, device: Device, 
         max(lengths),
         largest,
         train.optimizer,
+        device.rate,
         lengths=sorted({longest_pack(lengths, train, limit, device.count) for limit in limits}),
         shards=device.count if device.sharded else 1,
     )
@@ -72,7 +74,7 @@ def lay_out(shape: Shape, lengths: Sequence[int], train: Train, device: Device, 
         plain = fitting(compiled=False)
     except Refusal:
         return fast
-    return min(fast, plain, key=lambda plan: seconds(shape, plan, sum(steps), device))
+    return min(fast, plain, key=lambda plan: seconds(shape, plan, steps, device))
 
 
 def longest_pack(lengths: Sequence[int], train: Train, limit: int, processes: int) -> int:
@@ -87,23 +89,24 @@ def step_tokens(lengths: Sequence[int], train: Train) -> list[int]:
     return [sum(lengths[row] for pack in step for row in pack) for step in whole]
 
 
-def seconds(shape: Shape, plan: MemoryPlan, tokens: int, device: Device) -> float:
-    """Seconds that training on `tokens` tokens takes, compilation included."""
-    each = tokens / device.count
+def seconds(shape: Shape, plan: MemoryPlan, steps: Sequence[int], device: Device) -> float:
+    """Seconds that training takes, compilation included; `steps` are the tokens of each."""
+    tokens = sum(steps) / device.count
     if device.is_gpu:
-        return memory_plan.seconds(shape, plan, each, device.rate)
-    return each * 2 * shape.quantized * 2 / (device.rate * CPU_EFFICIENCY)
+        packs = sum(math.ceil(step / device.count / plan.pack_tokens) for step in steps)
+        return memory_plan.seconds(shape, plan, tokens, packs, device.rate)
+    return tokens * 2 * shape.quantized * 2 / (device.rate * CPU_EFFICIENCY)
 
 
-def describe(shape: Shape, plan: MemoryPlan, tokens: int, device: Device) -> dict[str, str]:
-    """The plan in words: how the run goes, how long, and what memory it takes."""
-    expected = seconds(shape, plan, tokens, device)
+def describe(shape: Shape, plan: MemoryPlan, steps: Sequence[int], device: Device) -> dict[str, str]:
+    """The plan in words: how the run goes, how long, and what memory it takes; `steps` are the tokens of each."""
+    expected = seconds(shape, plan, steps, device)
     time = f"{expected / 60:.1f} minutes" if expected >= 60 else f"{expected:.0f} seconds"
     parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in plan.parts.items())
     each = " on each" if device.count > 1 else ""
     return {
         "layout": packs(shape, plan) if device.is_gpu else f"packs of at most {plan.pack_tokens:,} tokens",
-        "time": f"about {time} for {tokens:,} tokens"
+        "time": f"about {time} for {sum(steps):,} tokens"
         + (f", {memory_plan.COMPILE_SECONDS:.0f} seconds of it for compilation" if plan.compiled else ""),
         "memory": f"about {plan.peak / 1e9:.1f} GB of {device.free / 1e9:.1f} GB free{each} ({parts})",
     }

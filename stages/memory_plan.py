@@ -26,7 +26,10 @@ GATHER_COST = 600  # the same for fetching the layers of a sharded model, over N
 FAST_EFFICIENCY = 0.60  # of the GPU's rate on large matrix products
 PLAIN_EFFICIENCY = 0.33
 COMPILE_SECONDS = 20.0  # both graphs and both lengths: 16 measured on 16 cores with nothing cached, 9 in later runs
-PLAIN_PACK_TOKENS = 4096  # without flex_attention a longer pack is slower: its attention computes what is masked, too
+# Seconds that Python takes to start a layer's work of one pack, forward and back: a small model's or a short pack's GPU
+# waits for it (5.7 to 7.3 ms compiled and 17 ms plain, measured on 16 cores).
+FAST_LAUNCH = 0.006
+PLAIN_LAUNCH = 0.017
 
 # On a CPU activations are in 32 bits, all are kept and nothing is fused: with the default recipe 3.9 GB were measured.
 CPU_ACTIVATIONS = 8
@@ -187,6 +190,7 @@ def choose(
     longest_row: int,
     step_tokens: int,
     optimizer: str,
+    rate: float,
     compiled: bool = True,
     lengths: Sequence[int] | None = None,
     shards: int = 1,
@@ -201,6 +205,7 @@ def choose(
         longest_row: tokens of the longest row, which no pack can be shorter than.
         step_tokens: tokens of the largest optimizer step, which no pack need be longer than.
         optimizer: "adamw" or "paged_adamw_8bit".
+        rate: floating point operations a second of the GPU on large bf16 matrix products.
         compiled: the fast path, or the plain one, which recomputes all layers whatever `memory` says.
         lengths: of packs, to choose from; by default those of `pack_lengths`.
         shards: devices that share the model.
@@ -210,7 +215,7 @@ def choose(
     """
     if lengths is None:
         lengths = pack_lengths(longest_row, step_tokens)
-    most = 2048 if memory == "low" else PACK_TOKENS[0] if compiled else PLAIN_PACK_TOKENS
+    most = 2048 if memory == "low" else PACK_TOKENS[0]
     nearest = min(lengths, key=lambda length: abs(length - most))
     lengths = [length for length in lengths if length <= nearest]
     levels = range(shape.layers + 1)
@@ -230,20 +235,18 @@ def choose(
             f"training needs about {least.peak / USABLE / 1e9:.1f} GB of GPU memory and {free / 1e9:.1f} GB are free: "
             f"{', '.join(ways)} or choose a smaller model"
         )
-    return min(fitting, key=lambda layout: _relative_cost(shape, layout))
+    many = 10**9  # tokens, beside which compilation is nothing
+    return min(fitting, key=lambda layout: seconds(shape, layout, many, many / layout.pack_tokens, rate))
 
 
-def seconds(shape: Shape, plan: MemoryPlan, tokens: float, rate: float) -> float:
-    """Seconds that training on `tokens` tokens takes, compilation included, where `rate` is the floating point
-    operations a second of the GPU on large bf16 matrix products."""
+def seconds(shape: Shape, plan: MemoryPlan, tokens: float, packs: float, rate: float) -> float:
+    """Seconds that training on `tokens` tokens in `packs` packs takes, compilation included, where `rate` is the
+    floating point operations a second of the GPU on large bf16 matrix products."""
+    work, launches = tokens * 2 * shape.quantized / rate, packs * shape.layers
     if not plan.compiled:
-        return tokens * 2 * shape.quantized * 3 / (rate * PLAIN_EFFICIENCY)
-    passes = _relative_cost(shape, plan)
-    return COMPILE_SECONDS + tokens * 2 * shape.quantized * passes / (rate * FAST_EFFICIENCY)
-
-
-def _relative_cost(shape: Shape, plan: MemoryPlan) -> float:
-    """Forward passes that a token costs: forward, backward, and what is repeated."""
+        return max(work * 3 / PLAIN_EFFICIENCY, launches * PLAIN_LAUNCH)
+    # Forward passes that a token costs: forward, backward, and what is repeated.
     share = plan.recomputed_layers / shape.layers
     once = PACK_COST + (GATHER_COST if plan.shards > 1 else 0)
-    return 2 + RECOMPUTED * share + (2 + share) * once / plan.pack_tokens
+    passes = 2 + RECOMPUTED * share + (2 + share) * once / plan.pack_tokens
+    return COMPILE_SECONDS + max(work * passes / FAST_EFFICIENCY, launches * FAST_LAUNCH)

@@ -20,6 +20,7 @@ PREPARED = Path("data/prepared/train.jsonl")
 CHARACTERS = 3.5  # a token: the built-in text-to-SQL rows with SmolLM2's tokenizer
 CARDS = (8, 12, 16, 24, 48, 80)  # GB
 CARD_FREE = 0.94  # of a card's memory, when nothing else uses it
+CARD_RATE = 150e12  # operations a second on large matrix products: the slower, the less do long packs help
 
 
 def main() -> None:
@@ -29,7 +30,7 @@ def main() -> None:
     models.check_target_modules(skeleton, params.lora)
     shape = layout.shape_of(skeleton, params.lora)
     lengths, source = row_lengths(params)
-    tokens = sum(layout.step_tokens(lengths, params.train))
+    steps = layout.step_tokens(lengths, params.train)
 
     summary(
         params.model.id,
@@ -42,7 +43,7 @@ def main() -> None:
     try:
         here = devices_here(params.train)
         plan = layout.lay_out(shape, lengths, params.train, here)
-        summary(f"training on {here.name}", layout.describe(shape, plan, tokens, here))
+        summary(f"training on {here.name}", layout.describe(shape, plan, steps, here))
     except Refusal as refusal:
         summary("training here", {"does not fit": refusal})
     if not torch.cuda.is_available():
@@ -128,7 +129,7 @@ def on_card(shape: Shape, lengths: list[int], train: Train, size: int) -> str:
     """How a long run would go on cards of `size` GB."""
     settings = train.model_copy(update={"compile": True}) if train.compile == "auto" else train
     free, count = int(size * 1e9 * CARD_FREE), cards(train)
-    card = Device(f"{size} GB", True, free, 1.0, count, count > 1 and train.parallel == "fsdp")  # no time is asked for
+    card = Device(f"{size} GB", True, free, CARD_RATE, count, count > 1 and train.parallel == "fsdp")
     try:
         plan = layout.lay_out(shape, lengths, settings, card)
     except Refusal:

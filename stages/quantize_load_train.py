@@ -81,10 +81,10 @@ def main() -> None:
     here = devices(params.train)
     checkpoints = checkpoint_folder(params)
 
-    tokens = sum(layout.step_tokens(lengths, params.train))
+    step_tokens = layout.step_tokens(lengths, params.train)
 
     def run(plan: MemoryPlan) -> tuple[Trainer, dict]:
-        summary(f"plan for {here.name}", layout.describe(shape, plan, tokens, here))
+        summary(f"plan for {here.name}", layout.describe(shape, plan, step_tokens, here))
         steps = plan_steps(rows["train"], plan.pack_tokens, params.train, here.count)
         set_seed(params.train.seed)
         model = load_model(params, base, plan, here)
@@ -381,7 +381,7 @@ def attention(plan: MemoryPlan) -> str:
     """The attention to load the model with."""
     if plan.compiled:
         return fast_path.attention_implementation(several.state().device)
-    return "sdpa" if torch.cuda.is_available() else packed_attention.NAME
+    return packed_attention.NAME
 
 
 def load_model(params: Params, base: Path, plan: MemoryPlan, here: Device):

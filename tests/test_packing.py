@@ -102,21 +102,33 @@ def test_packed_logits_are_those_of_each_row_alone(tiny_model, rows, attention):
     assert torch.cat(alone).std() > 0.1  # so that 1e-5 says something
 
 
+@pytest.mark.parametrize(
+    ("device", "dtype", "tolerance"),
+    [
+        ("cpu", torch.float32, 1e-6),
+        pytest.param(
+            "cuda", torch.bfloat16, 2e-2, marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+        ),
+    ],
+)
+@pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("key_heads", [4, 2, 1])
 @pytest.mark.parametrize("lengths", [[9], [4, 1, 6]])
-def test_packed_attention_is_attention_with_a_mask(key_heads, lengths):
+def test_packed_attention_is_attention_with_a_mask(key_heads, lengths, window, device, dtype, tolerance):
     torch.manual_seed(0)
     tokens = sum(lengths)
-    query = torch.randn(1, 4, tokens, 8, requires_grad=True)
-    key, value = torch.randn(2, 1, key_heads, tokens, 8)
-    ends = torch.tensor([0, *lengths]).cumsum(0)
-    row = torch.arange(tokens).unsqueeze(1) >= ends[1:]
-    same_row = row.sum(1).unsqueeze(1) == row.sum(1)
-    mask = same_row & torch.ones(tokens, tokens, dtype=torch.bool).tril()
+    query = torch.randn(1, 4, tokens, 8, device=device, dtype=dtype, requires_grad=True)
+    key, value = torch.randn(2, 1, key_heads, tokens, 8, device=device, dtype=dtype)
+    ends = torch.tensor([0, *lengths], device=device).cumsum(0).int()
+    at = torch.arange(tokens, device=device)
+    row = (at.unsqueeze(1) >= ends[1:]).sum(1)
+    back = at.unsqueeze(1) - at
+    mask = (row.unsqueeze(1) == row) & (back >= 0) & (back < (window or tokens))
     expected = scaled_dot_product_attention(query, key, value, mask, scale=0.3, enable_gqa=True).transpose(1, 2)
-    got, weights = packed_attention.packed_sdpa(None, query, key, value, None, scaling=0.3, cu_seq_lens_q=ends)
+    bounds = {"cu_seq_lens_q": ends, "max_length_q": max(lengths), "sliding_window": window}
+    got, weights = packed_attention.packed_attention(None, query, key, value, None, scaling=0.3, **bounds)
     assert weights is None
-    torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(got, expected, atol=tolerance, rtol=10 * tolerance)
     (gradient,) = torch.autograd.grad(got.square().sum(), query)
     (expected_gradient,) = torch.autograd.grad(expected.square().sum(), query)
-    torch.testing.assert_close(gradient, expected_gradient, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(gradient, expected_gradient, atol=10 * tolerance, rtol=100 * tolerance)
