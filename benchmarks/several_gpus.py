@@ -147,7 +147,7 @@ def main() -> None:
         sys.exit(f"error: the first {WARM_UP} steps are not timed: take more --steps")
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     if arguments.devices > 1 and not several.is_started():
-        several.start("benchmarks.several_gpus", arguments.devices, *sys.argv[1:])
+        several.start("benchmarks.several_gpus", arguments.devices, *sys.argv[1:], count=several.machines())
     else:
         measure(arguments)
 

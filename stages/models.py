@@ -102,7 +102,7 @@ def load_plain(folder: Path, dtype: torch.dtype, config: PreTrainedConfig | None
     """
     needed = weights_bytes(folder) * 1.1
     fits = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > needed
-    return _load(folder, config, dtype=dtype, device_map={"": 0 if fits else "cpu"})
+    return _load(folder, config, dtype=dtype, device_map={"": torch.cuda.current_device() if fits else "cpu"})
 
 
 def load_adapter(model: PreTrainedModel, adapter: Path) -> "PeftModel":

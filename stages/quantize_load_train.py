@@ -62,8 +62,9 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate"
 
 def main() -> None:
     params = load_params()
-    if not several.is_started() and (processes := several.wanted(params.train)) * several.machines() > 1:
-        several.start("stages.quantize_load_train", processes)
+    machines = several.machines()
+    if not several.is_started() and (processes := several.wanted(params.train)) * machines > 1:
+        several.start("stages.quantize_load_train", processes, count=machines)
         return
     # Set before the first allocation: packs of changing lengths leave gaps in memory otherwise.
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")

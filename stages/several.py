@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -76,8 +77,10 @@ def is_started() -> bool:
     return "RANK" in os.environ and "LOCAL_RANK" in os.environ
 
 
-def start(module: str, processes: int, *arguments: str) -> None:
+def start(module: str, processes: int, *arguments: str, count: int = 1) -> None:
     """Run `python -m module *arguments` in so many processes on this machine, until the last has ended.
+
+    Where `count` machines do so together, their processes form one group.
 
     What they print goes where this process prints. When one fails the others are ended within half a minute; SIGTERM
     and Ctrl-C are passed on, and leave them as long to write a checkpoint.
@@ -85,7 +88,6 @@ def start(module: str, processes: int, *arguments: str) -> None:
     Raises:
         Refusal: with the sentence of the process that failed first.
     """
-    count = machines()
     meeting = ["--num_machines", str(count), "--main_process_port", "0"]
     if count > 1:
         rank, address, port = (os.environ[name] for name in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT"))
@@ -109,7 +111,7 @@ def first_failure(error: ChildFailedError, processes: int) -> str:
     rank, failure = error.get_first_failure()
     who = f"process {rank} of {processes}"
     if failure.exitcode < 0:
-        return f"{who} was ended by {failure.signal_name()}; run `dvc repro` again to go on from the last checkpoint"
+        return f"{who} was ended by {failure.signal_name()}; run `dvc repro` again to go on"
     if not isinstance(failure.message, dict):
         return f"{who} ended with exit status {failure.exitcode}; run `dvc repro` again to go on"
     kind, _, sentence = failure.message["message"].partition(": ")
@@ -148,9 +150,12 @@ def work(main: Callable[[], None]) -> None:
     os._exit(status)  # not through destructors: NCCL's wait for processes that are gone
 
 
-def state() -> PartialState:
-    """This process among the others; alone, where it was started alone."""
-    return PartialState(cpu=not torch.cuda.is_available())
+def state(patience: timedelta | None = None) -> PartialState:
+    """This process among the others, each with its own GPU; alone, where it was started alone.
+
+    The first call may say how long they wait for each other, if that is not torch's 10 minutes (on a CPU 30).
+    """
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=patience)
 
 
 def is_first() -> bool:
