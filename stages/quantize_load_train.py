@@ -129,6 +129,7 @@ def devices(train: Train) -> Device:
         return here
     free = here.free if here.is_gpu else here.free // count
     free, rate = (min(values) for values in zip(*several.gathered((free, here.rate)), strict=True))
+    free = int(min(free, several.memory_limit()))
     return Device(f"{count} x {here.name}", here.is_gpu, free, rate, count, train.parallel == "fsdp")
 
 
@@ -264,10 +265,10 @@ class Trainer(SFTTrainer):
             del moments
             fits = True
         except torch.OutOfMemoryError:
-            if not apart:
+            if self.accelerator.num_processes == 1:
                 raise
             fits = False
-        if several.in_any(not fits):
+        if not fits if self.is_fsdp_enabled else several.in_any(not fits):  # FSDP's others wait in its collectives
             raise layout.TooLarge
         model.zero_grad()
         if self.is_fsdp_enabled:

@@ -25,9 +25,14 @@ from stages.console import Refusal, run_stage
 from stages.params import Train
 
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed")
+MEMORY_LIMIT = "QLORA_MEMORY_LIMIT"  # bytes of each GPU that a run may take, where it was started again with less
 PATIENCE = 10  # seconds that a process waits which has lost another, so that the other one's error is seen first
 
 T = TypeVar("T")
+
+
+class StartAgain(Exception):
+    """Memory did not suffice in a process that others wait for: all have to start again, with so many bytes each."""
 
 
 def wanted(train: Train) -> int:
@@ -83,7 +88,8 @@ def start(module: str, processes: int, *arguments: str, count: int = 1) -> None:
     Where `count` machines do so together, their processes form one group.
 
     What they print goes where this process prints. When one fails the others are ended within half a minute; SIGTERM
-    and Ctrl-C are passed on, and leave them as long to write a checkpoint.
+    and Ctrl-C are passed on, and leave them as long to write a checkpoint. After StartAgain all of them start anew,
+    unless there are other machines, which would not know.
 
     Raises:
         Refusal: with the sentence of the process that failed first.
@@ -100,10 +106,26 @@ def start(module: str, processes: int, *arguments: str, count: int = 1) -> None:
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # its own report of what is reported below
     try:
         launch_command(launch_command_parser().parse_args([*flags, "--module", module, *arguments]))
+        return
     except ChildFailedError as error:
-        raise Refusal(first_failure(error, processes * count)) from None
+        failed = error
     except SignalException:
         raise KeyboardInterrupt from None
+    kind, said = last_words(failed)
+    if kind != StartAgain.__name__:
+        raise Refusal(first_failure(failed, processes * count))
+    if count > 1:
+        raise Refusal("the GPUs' memory is full: set train.memory to low")
+    print("the GPUs' memory ran out: starting again with a lighter layout", flush=True)
+    os.environ[MEMORY_LIMIT] = said
+    start(module, processes, *arguments)
+
+
+def last_words(error: ChildFailedError) -> tuple[str, str]:
+    """Kind and message of the exception that ended the process that failed first; both empty if there was none."""
+    _, failure = error.get_first_failure()
+    kind, _, said = failure.message["message"].partition(": ") if isinstance(failure.message, dict) else ("", "", "")
+    return kind, said
 
 
 def first_failure(error: ChildFailedError, processes: int) -> str:
@@ -112,9 +134,9 @@ def first_failure(error: ChildFailedError, processes: int) -> str:
     who = f"process {rank} of {processes}"
     if failure.exitcode < 0:
         return f"{who} was ended by {failure.signal_name()}; run `dvc repro` again to go on"
-    if not isinstance(failure.message, dict):
+    kind, sentence = last_words(error)
+    if not kind:
         return f"{who} ended with exit status {failure.exitcode}; run `dvc repro` again to go on"
-    kind, _, sentence = failure.message["message"].partition(": ")
     if kind == Refusal.__name__:
         return sentence
     print(failure.message["extraInfo"]["py_callstack"], file=sys.stderr)
@@ -148,6 +170,11 @@ def work(main: Callable[[], None]) -> None:
         pass  # recorded
     sys.stdout.flush()
     os._exit(status)  # not through destructors: NCCL's wait for processes that are gone
+
+
+def memory_limit() -> float:
+    """Bytes of each GPU that a run may take, after one that took too much; infinite where there was none."""
+    return float(os.environ.get(MEMORY_LIMIT, "inf"))
 
 
 def state(patience: timedelta | None = None) -> PartialState:

@@ -151,6 +151,23 @@ def test_what_ends_every_evaluating_process_is_said_once(prepared):
     assert not (prepared.path / "metrics/adapter.json").exists()
 
 
+def test_what_one_process_has_no_memory_for_is_tried_again_by_all_with_less(workspace):
+    (workspace.path / "memory.py").write_text(
+        "from stages import several\n"
+        "def main():\n"
+        "    first = several.is_first()\n"
+        "    if several.memory_limit() > 7e9 and not first:\n"
+        "        raise several.StartAgain(7000000000)\n"
+        "    print(several.gathered(several.memory_limit()))\n"  # the first waits for the other here
+        "several.work(main)\n"
+    )
+    done = workspace.python("-c", "from stages import several; several.start('memory', 2)")
+    assert done.returncode == 0, done.stderr
+    again, result = done.stdout.splitlines()
+    assert again == "the GPUs' memory ran out: starting again with a lighter layout"
+    assert result == "[7000000000.0, 7000000000.0]"
+
+
 def test_shares_have_each_row_once_and_about_equally_many_tokens():
     rows = [[family] * 40 + list(range(at)) for at in range(20) for family in (7, 3, 5)] + [[9] * 3]
     shares = hf_inference.shares(rows, 4)
