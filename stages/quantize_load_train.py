@@ -268,7 +268,8 @@ class Trainer(SFTTrainer):
             if self.accelerator.num_processes == 1:
                 raise
             fits = False
-        if not fits if self.is_fsdp_enabled else several.in_any(not fits):  # FSDP's others wait in its collectives
+        # FSDP's other processes cannot be asked: they wait for this one inside the model.
+        if not fits if self.is_fsdp_enabled else several.in_any(not fits):
             raise layout.TooLarge
         model.zero_grad()
         if self.is_fsdp_enabled:

@@ -15,11 +15,13 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
 from conftest import make_workspace, refused
 from safetensors.torch import load_file
 
-from stages import hf_inference, several
+from stages import hf_inference, models, several
 from stages.console import Refusal
+from stages.params import Quantization
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +168,16 @@ def test_what_one_process_has_no_memory_for_is_tried_again_by_all_with_less(work
     again, result = done.stdout.splitlines()
     assert again == "the GPUs' memory ran out: starting again with a lighter layout"
     assert result == "[7000000000.0, 7000000000.0]"
+
+
+def test_sharded_codes_survive_the_way_that_a_gpu_copies_them(tiny_model):
+    model = models.load_base(tiny_model, Quantization(compute_dtype="bfloat16"), sharded=True)
+    layers = [layer for layer in model.modules() if isinstance(layer, Linear4bit)]
+    assert layers
+    for layer in layers:
+        words = layer.weight.data
+        copied = words.float().to(words.dtype)  # as torch's foreach copy does, with which FSDP gathers
+        assert torch.equal(copied.view(torch.uint8), words.view(torch.uint8))
 
 
 def test_shares_have_each_row_once_and_about_equally_many_tokens():
