@@ -69,7 +69,8 @@ def measure(arguments: argparse.Namespace) -> None:
     here = quantize_load_train.devices(train)
     if arguments.capacity_gb:
         torch.cuda.set_per_process_memory_fraction(arguments.capacity_gb * 1e9 / torch.cuda.mem_get_info()[1])
-        here = replace(here, free=int(arguments.capacity_gb * 1e9))
+        believed = arguments.capacity_gb * 1e9 * arguments.overestimate
+        here = replace(here, free=int(min(believed, several.memory_limit())))
     shape = shape_of(arguments.shape)
     device = several.state().device
     times = Times()
@@ -117,13 +118,16 @@ def main() -> None:
     parser.add_argument(
         "--capacity-gb", type=float, help="use no more memory of each GPU than this, like smaller cards"
     )
+    parser.add_argument(
+        "--overestimate", type=float, default=1.0, help="lay out for this times --capacity-gb, to see a run step down"
+    )
     parser.add_argument("--plain", action="store_true", help="without compiled layers")
     arguments = parser.parse_args()
     if arguments.steps <= WARM_UP:
         sys.exit(f"error: the first {WARM_UP} steps are not timed: take more --steps")
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     if arguments.devices > 1 and not several.is_started():
-        several.start("benchmarks.several_gpus", arguments.devices, *sys.argv[1:])
+        several.start("benchmarks.several_gpus", arguments.devices, *sys.argv[1:], count=several.machines())
     else:
         measure(arguments)
 

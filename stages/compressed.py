@@ -54,5 +54,5 @@ def load(folder: Path) -> PreTrainedModel:
         folder,
         dtype=torch.bfloat16,
         quantization_config=CompressedTensorsConfig(dequantize=True),
-        device_map={"": 0 if fits else "cpu"},
+        device_map={"": torch.cuda.current_device() if fits else "cpu"},
     )

@@ -4,6 +4,9 @@ Every artifact gets the same prompts as the same token ids, decodes greedily, an
 files answer through llama-server, as they will when they are served. Writes metrics/NAME.json,
 results/predictions/NAME.jsonl (each row's answer and scores) and results/predictions/NAME.npz (what was most probable
 at each token of the gold answers: `distance`).
+
+Where there are several GPUs, the artifacts that transformers answers for (base, adapter, merged and those for vLLM) are
+on each of them, and share the rows.
 """
 
 import argparse
@@ -16,13 +19,14 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from stages import base_model, chat, distance, hf_inference, jsonl
+from stages import base_model, chat, distance, hf_inference, jsonl, several
 from stages.console import Refusal, run_stage, summary
 from stages.distance import Top
 from stages.hf_inference import Answer, Score
@@ -35,26 +39,36 @@ TEST_ROWS = Path("data/prepared/test.jsonl")
 SLOTS = 8  # requests that llama-server works on at once
 TIMED_PROMPTS = 5  # one at a time, for the time to the first token
 TIMED_ANSWERS = 2 * SLOTS  # for a GGUF's tokens a second
+PATIENCE = timedelta(days=1)  # of a process that is done with its rows before another: what dies ends all at once
 
 
 def main() -> None:
-    artifact = parse_arguments()
+    artifact, processes = parse_arguments()
     params = load_params()
     folder = Path("models") / artifact
+    gguf = folder / "model.gguf"
     if not (folder / base_model.RECORD).is_file():
         raise Refusal(f"{folder} is not there; run `dvc repro evaluate@{artifact}`, which makes it first")
     base = base_model.locate(folder)
     tokenizer = chat.load_tokenizer(base)
     stops = chat.stop_ids(tokenizer, base)
     rows = [row for _, row in jsonl.read(TEST_ROWS)]
+    if not gguf.is_file() and not several.is_started():
+        processes = min(processes or devices(artifact, base), len(rows))
+        if processes > 1:
+            several.start("stages.evaluate", processes, "--artifact", artifact)
+            return
     encoded = [chat.cut(chat.encode(tokenizer, row["messages"], stops), params.train.max_length) for row in rows]
 
-    if (folder / "model.gguf").is_file():
-        results = run_gguf(folder / "model.gguf", encoded, params)
-        size = (folder / "model.gguf").stat().st_size
+    if gguf.is_file():
+        results = run_gguf(gguf, encoded, params)
+        size = gguf.stat().st_size
     else:
+        several.state(PATIENCE)  # each process takes its own GPU
         results = run_transformers(load(artifact, base), encoded, stops, tokenizer.pad_token_id, params)
         size = size_on_disk(artifact, base)
+        if not several.is_first():
+            return
     texts = [tokenizer.decode(answer.ids, skip_special_tokens=True) for answer in results.answers]
 
     predictions = [
@@ -81,9 +95,9 @@ def main() -> None:
 class Results:
     """What an artifact did with the test rows.
 
-    tokens_per_second: of answers, several at a time; first_token_seconds: the median over a few prompts, one at a time;
-    peak_memory: bytes, of the GPU where one holds the model, else of the process that runs it; None where the system
-    does not tell.
+    tokens_per_second: of answers, several at a time, on all devices; first_token_seconds: the median over a few
+    prompts, one at a time; peak_memory: bytes, of the GPU where one holds the model (of several the fullest), else of
+    the process that runs it; None where the system does not tell.
     """
 
     answers: list[Answer]
@@ -93,10 +107,25 @@ class Results:
     peak_memory: int | None
 
 
-def parse_arguments() -> str:
+def parse_arguments() -> tuple[str, int | None]:
     parser = argparse.ArgumentParser(description="Score one artifact on the held-out rows.")
     parser.add_argument("--artifact", required=True, help="base, adapter, merged, bf16 or a GGUF or vLLM type")
-    return parser.parse_args().artifact
+    parser.add_argument("--processes", type=int, help="that share the rows, if not a GGUF's; default: one a GPU")
+    arguments = parser.parse_args()
+    return arguments.artifact, arguments.processes
+
+
+def devices(artifact: str, base: Path) -> int:
+    """How many devices share the rows of `artifact`: all GPUs that are visible, if each can hold it, else one."""
+    gpus = torch.cuda.device_count()
+    if gpus > 1 and artifact != "adapter":  # which stays in 4 bits where the memory is short
+        from stages import models
+
+        skeleton = models.skeleton(base if artifact == "base" else Path("models") / artifact)
+        needed = 2 * 1.1 * sum(parameter.numel() for parameter in skeleton.parameters())
+        if needed > min(torch.cuda.get_device_properties(gpu).total_memory for gpu in range(gpus)):
+            return 1  # it goes to the CPU's memory then, where several would not fit
+    return max(1, gpus)
 
 
 def load(artifact: str, base: Path):
@@ -121,20 +150,30 @@ def size_on_disk(artifact: str, base: Path) -> int:
 
 
 def run_transformers(model, rows: list[chat.Encoded], stops: list[int], pad: int, params: Params) -> Results:
-    """Answers and teacher-forced scores by transformers."""
+    """Answers and teacher-forced scores by transformers, of all processes that share the rows."""
     settings = params.evaluate
     prompts = [row.input_ids[: row.prompt_length] for row in rows]
     waited = [hf_inference.seconds_to_first_token(model, prompt) for prompt in prompts[:1] + prompts[:TIMED_PROMPTS]]
-    with tqdm(total=len(prompts), desc="answering", unit=" rows") as bar:
+    here = several.state()
+    shares = hf_inference.shares([row.input_ids for row in rows], here.num_processes)
+    share = shares[here.process_index]
+    with tqdm(total=len(share), desc="answering", unit=" rows") as bar:
+        prompts = [prompts[at] for at in share]
         answers, seconds = hf_inference.generate(
             model, prompts, stops, pad, settings.max_new_tokens, settings.batch_size, bar.update
         )
-    with tqdm(total=len(rows), desc="scoring tokens", unit=" rows") as bar:
-        scores = hf_inference.score(model, rows, bar.update)
+    with tqdm(total=len(share), desc="scoring tokens", unit=" rows") as bar:
+        scores = hf_inference.score(model, [rows[at] for at in share], bar.update)
     on_gpu = model.device.type == "cuda"
     peak = torch.cuda.max_memory_allocated() if on_gpu else peak_memory(os.getpid())
-    speed = count_tokens(answers) / seconds
-    return Results(answers, scores, speed, statistics.median(waited[1:]), peak)  # the first prompt warms up
+    parts = several.gathered((list(zip(answers, scores, strict=True)), seconds, peak or 0))
+    results, seconds, peaks = zip(*parts, strict=True)
+    chain = itertools.chain.from_iterable
+    done = dict(zip(chain(shares), chain(results), strict=True))
+    answers, scores = zip(*(done[at] for at in range(len(rows))), strict=True)
+    speed = count_tokens(answers) / max(seconds)
+    first_token = statistics.median(waited[1:])  # the first prompt warms up
+    return Results(list(answers), list(scores), speed, first_token, max(peaks) or None)
 
 
 def run_gguf(gguf: Path, rows: list[chat.Encoded], params: Params) -> Results:
@@ -252,4 +291,4 @@ def sql_metrics(rows: list[dict], texts: list[str], predictions: list[dict], par
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    several.work(main) if several.is_started() else run_stage(main)

@@ -116,6 +116,17 @@ def shared_start(rows: Sequence[Sequence[int]]) -> Sequence[int]:
     return rows[0][: sum(1 for _ in same)]
 
 
+def shares(rows: Sequence[Sequence[int]], count: int) -> list[list[int]]:
+    """Indices of `rows` (token ids) for each of `count` processes: about equally many tokens, and rows that begin alike
+    together, but for a family that two share."""
+    dealt: list[list[int]] = [[] for _ in range(count)]
+    total, before = sum(map(len, rows)), 0
+    for at in sorted(range(len(rows)), key=lambda at: rows[at]):
+        dealt[before * count // total].append(at)
+        before += len(rows[at])
+    return dealt
+
+
 @dataclass(frozen=True)
 class Read:
     """What a model has read of some prompts: its cache, one line a prompt, and the ids and mask of what is no padding,
@@ -169,7 +180,7 @@ def score_batches(rows: Sequence[Encoded]) -> list[list[int]]:
         if batches[-1] and longest * (len(batches[-1]) + 1) > SCORED_TOKENS:
             batches.append([])
         batches[-1].append(at)
-    return batches
+    return batches if rows else []
 
 
 def _score_batch(model: PreTrainedModel, rows: list[Encoded]) -> list[Score]:

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch
 
-from stages import memory_plan, packing
+from stages import memory_plan, packing, several
 from stages.console import Refusal
 from stages.device import Device
 from stages.memory_plan import MemoryPlan, Shape
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class TooLarge(Exception):
-    """In one of several processes the memory did not suffice; all of them raise it."""
+    """In one of several processes the memory did not suffice; all of them raise it, but where they share the model."""
 
 
 def shape_of(skeleton, lora: Lora) -> Shape:
@@ -128,10 +128,12 @@ def run_fitted(
 
     Where it raises torch.OutOfMemoryError it is called again with a lighter plan: what is the fastest within a tenth
     less memory, which is more recomputation first and shorter packs then. On several devices it has to raise TooLarge,
-    in every process: one alone cannot begin again while the others wait for it.
+    in every process: one alone cannot begin again while the others wait for it. Where they share the model the others
+    do not come to know of it, and all processes have to be started again.
 
     Raises:
         Refusal: if there is no lighter plan.
+        StartAgain: for `several.start`.
     """
     plan = lay_out(shape, lengths, train, device)
     too_large = torch.OutOfMemoryError if device.count == 1 else TooLarge
@@ -140,12 +142,14 @@ def run_fitted(
             return attempt(plan)
         except too_large:
             pass  # its traceback holds the model; it must be gone before the next one comes
+        lighter = int(plan.peak * LIGHTER / memory_plan.USABLE)
+        if device.sharded:
+            raise several.StartAgain(lighter)
         gc.collect()
         torch._dynamo.reset()
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        lighter = int(plan.peak * LIGHTER / memory_plan.USABLE)
         tried = packs(shape, plan)
         try:
             plan = lay_out(shape, lengths, train, device, lighter)

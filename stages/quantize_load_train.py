@@ -63,8 +63,9 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate"
 
 def main() -> None:
     params = load_params()
-    if not several.is_started() and (processes := several.wanted(params.train)) * several.machines() > 1:
-        several.start("stages.quantize_load_train", processes)
+    machines = several.machines()
+    if not several.is_started() and (processes := several.wanted(params.train)) * machines > 1:
+        several.start("stages.quantize_load_train", processes, count=machines)
         return
     # Set before the first allocation: packs of changing lengths leave gaps in memory otherwise.
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
@@ -130,6 +131,7 @@ def devices(train: Train) -> Device:
         return here
     free = here.free if here.is_gpu else here.free // count
     free, rate = (min(values) for values in zip(*several.gathered((free, here.rate)), strict=True))
+    free = int(min(free, several.memory_limit()))
     return Device(f"{count} x {here.name}", here.is_gpu, free, rate, count, train.parallel == "fsdp")
 
 
@@ -283,10 +285,11 @@ class Trainer(SFTTrainer):
             del moments
             fits = True
         except torch.OutOfMemoryError:
-            if not apart:
+            if self.accelerator.num_processes == 1:
                 raise
             fits = False
-        if several.in_any(not fits):
+        # FSDP's other processes cannot be asked: they wait for this one inside the model.
+        if not fits if self.is_fsdp_enabled else several.in_any(not fits):
             raise layout.TooLarge
         model.zero_grad()
         if self.is_fsdp_enabled:

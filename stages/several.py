@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -24,9 +25,14 @@ from stages.console import Refusal, run_stage
 from stages.params import Train
 
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed")
+MEMORY_LIMIT = "QLORA_MEMORY_LIMIT"  # bytes of each GPU that a run may take, where it was started again with less
 PATIENCE = 10  # seconds that a process waits which has lost another, so that the other one's error is seen first
 
 T = TypeVar("T")
+
+
+class StartAgain(Exception):
+    """Memory did not suffice in a process that others wait for: all have to start again, with so many bytes each."""
 
 
 def wanted(train: Train) -> int:
@@ -76,16 +82,18 @@ def is_started() -> bool:
     return "RANK" in os.environ and "LOCAL_RANK" in os.environ
 
 
-def start(module: str, processes: int, *arguments: str) -> None:
+def start(module: str, processes: int, *arguments: str, count: int = 1) -> None:
     """Run `python -m module *arguments` in so many processes on this machine, until the last has ended.
 
+    Where `count` machines do so together, their processes form one group.
+
     What they print goes where this process prints. When one fails the others are ended within half a minute; SIGTERM
-    and Ctrl-C are passed on, and leave them as long to write a checkpoint.
+    and Ctrl-C are passed on, and leave them as long to write a checkpoint. After StartAgain all of them start anew,
+    unless there are other machines, which would not know.
 
     Raises:
         Refusal: with the sentence of the process that failed first.
     """
-    count = machines()
     meeting = ["--num_machines", str(count), "--main_process_port", "0"]
     if count > 1:
         rank, address, port = (os.environ[name] for name in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT"))
@@ -98,10 +106,26 @@ def start(module: str, processes: int, *arguments: str) -> None:
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # its own report of what is reported below
     try:
         launch_command(launch_command_parser().parse_args([*flags, "--module", module, *arguments]))
+        return
     except ChildFailedError as error:
-        raise Refusal(first_failure(error, processes * count)) from None
+        failed = error
     except SignalException:
         raise KeyboardInterrupt from None
+    kind, said = last_words(failed)
+    if kind != StartAgain.__name__:
+        raise Refusal(first_failure(failed, processes * count))
+    if count > 1:
+        raise Refusal("the GPUs' memory is full: set train.memory to low")
+    print("the GPUs' memory ran out: starting again with a lighter layout", flush=True)
+    os.environ[MEMORY_LIMIT] = said
+    start(module, processes, *arguments)
+
+
+def last_words(error: ChildFailedError) -> tuple[str, str]:
+    """Kind and message of the exception that ended the process that failed first; both empty if there was none."""
+    _, failure = error.get_first_failure()
+    kind, _, said = failure.message["message"].partition(": ") if isinstance(failure.message, dict) else ("", "", "")
+    return kind, said
 
 
 def first_failure(error: ChildFailedError, processes: int) -> str:
@@ -109,10 +133,10 @@ def first_failure(error: ChildFailedError, processes: int) -> str:
     rank, failure = error.get_first_failure()
     who = f"process {rank} of {processes}"
     if failure.exitcode < 0:
-        return f"{who} was ended by {failure.signal_name()}; run `dvc repro` again to go on from the last checkpoint"
-    if not isinstance(failure.message, dict):
+        return f"{who} was ended by {failure.signal_name()}; run `dvc repro` again to go on"
+    kind, sentence = last_words(error)
+    if not kind:
         return f"{who} ended with exit status {failure.exitcode}; run `dvc repro` again to go on"
-    kind, _, sentence = failure.message["message"].partition(": ")
     if kind == Refusal.__name__:
         return sentence
     print(failure.message["extraInfo"]["py_callstack"], file=sys.stderr)
@@ -148,9 +172,17 @@ def work(main: Callable[[], None]) -> None:
     os._exit(status)  # not through destructors: NCCL's wait for processes that are gone
 
 
-def state() -> PartialState:
-    """This process among the others; alone, where it was started alone."""
-    return PartialState(cpu=not torch.cuda.is_available())
+def memory_limit() -> float:
+    """Bytes of each GPU that a run may take, after one that took too much; infinite where there was none."""
+    return float(os.environ.get(MEMORY_LIMIT, "inf"))
+
+
+def state(patience: timedelta | None = None) -> PartialState:
+    """This process among the others, each with its own GPU; alone, where it was started alone.
+
+    The first call may say how long they wait for each other, if that is not torch's 10 minutes (on a CPU 30).
+    """
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=patience)
 
 
 def is_first() -> bool:

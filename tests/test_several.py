@@ -1,21 +1,27 @@
-"""Two processes that train together, on a CPU through gloo: the adapter of one process, also when one of them dies."""
+"""Two processes together, on a CPU through gloo: they train the adapter of one process, also when one of them dies, and
+answer the test rows as one does."""
 
 import csv
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
 from conftest import make_workspace, refused
 from safetensors.torch import load_file
 
-from stages import several
+from stages import hf_inference, models, several
 from stages.console import Refusal
+from stages.params import Quantization
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +118,76 @@ def test_what_ends_every_process_is_said_once(prepared):
     done = prepared.run("quantize_load_train")
     assert refused(done).startswith(("loss is ", "grad_norm is "))
     assert done.stderr.count("error: ") == 1
+
+
+def test_two_processes_share_the_rows_and_answer_as_one_does(prepared):
+    prepared.set({"train.devices": 1, "train.max_steps": 5})
+    shutil.copytree(prepared.path / "models/one", prepared.path / "models/adapter", dirs_exist_ok=True)
+    answers, measures = [], []
+    for processes in "12":
+        done = prepared.run("evaluate", "--artifact", "adapter", "--processes", processes)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("evaluate@adapter") == 1
+        predictions = prepared.path / "results/predictions/adapter"
+        rows = [json.loads(line) for line in predictions.with_suffix(".jsonl").read_text().splitlines()]
+        nll = [row.pop("nll") for row in rows]
+        answers.append((rows, np.load(predictions.with_suffix(".npz"))))
+        measures.append(json.loads((prepared.path / "metrics/adapter.json").read_text()) | {"nll": nll})
+    (one, top), (two, top_of_two) = answers
+    assert two == one
+    for name in top:
+        np.testing.assert_allclose(top_of_two[name], top[name], atol=1e-3)
+    assert measures[1]["nll"] == pytest.approx(measures[0]["nll"], abs=2e-4)
+    assert measures[1].keys() == measures[0].keys()
+    for name in ("loss", "rows", "answer_tokens", "execution_accuracy", "size_mb"):
+        assert measures[1][name] == pytest.approx(measures[0][name], abs=2e-4)
+
+
+def test_what_ends_every_evaluating_process_is_said_once(prepared):
+    shutil.copytree(prepared.path / "models/one", prepared.path / "models/adapter", dirs_exist_ok=True)
+    (prepared.path / "models/adapter/adapter_model.safetensors").write_bytes(b"broken")
+    (prepared.path / "metrics/adapter.json").unlink(missing_ok=True)
+    done = prepared.run("evaluate", "--artifact", "adapter", "--processes", "2")
+    assert refused(done).startswith("models/adapter: broken weights")
+    assert done.stderr.count("error: ") == 1
+    assert not (prepared.path / "metrics/adapter.json").exists()
+
+
+def test_what_one_process_has_no_memory_for_is_tried_again_by_all_with_less(workspace):
+    (workspace.path / "memory.py").write_text(
+        "from stages import several\n"
+        "def main():\n"
+        "    first = several.is_first()\n"
+        "    if several.memory_limit() > 7e9 and not first:\n"
+        "        raise several.StartAgain(7000000000)\n"
+        "    print(several.gathered(several.memory_limit()))\n"  # the first waits for the other here
+        "several.work(main)\n"
+    )
+    done = workspace.python("-c", "from stages import several; several.start('memory', 2)")
+    assert done.returncode == 0, done.stderr
+    again, result = done.stdout.splitlines()
+    assert again == "the GPUs' memory ran out: starting again with a lighter layout"
+    assert result == "[7000000000.0, 7000000000.0]"
+
+
+def test_sharded_codes_survive_the_way_that_a_gpu_copies_them(tiny_model):
+    model = models.load_base(tiny_model, Quantization(compute_dtype="bfloat16"), sharded=True)
+    layers = [layer for layer in model.modules() if isinstance(layer, Linear4bit)]
+    assert layers
+    for layer in layers:
+        words = layer.weight.data
+        copied = words.float().to(words.dtype)  # as torch's foreach copy does, with which FSDP gathers
+        assert torch.equal(copied.view(torch.uint8), words.view(torch.uint8))
+
+
+def test_shares_have_each_row_once_and_about_equally_many_tokens():
+    rows = [[family] * 40 + list(range(at)) for at in range(20) for family in (7, 3, 5)] + [[9] * 3]
+    shares = hf_inference.shares(rows, 4)
+    assert sorted(at for share in shares for at in share) == list(range(61))
+    tokens = [sum(len(rows[at]) for at in share) for share in shares]
+    assert max(tokens) - min(tokens) < 2 * max(map(len, rows))
+    assert sum(len({rows[at][0] for at in share}) for share in shares) <= 4 + 3  # at most a family is cut between two
+    assert hf_inference.shares([[1] * 90, [2] * 5, [3] * 5], 3) == [[0], [], [1, 2]]
 
 
 @pytest.fixture
