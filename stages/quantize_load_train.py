@@ -280,7 +280,9 @@ class Trainer(SFTTrainer):
             model.set_requires_gradient_sync(True)
         try:
             with torch.random.fork_rng([self.args.device]), unsynchronized:
-                moments = [torch.empty_like(p) for p in model.parameters() if p.requires_grad for _ in range(2)]
+                resumed = bool(self.optimizer.state)  # then AdamW's moments are there already
+                learning = [] if resumed else [p for p in model.parameters() if p.requires_grad]
+                moments = [torch.empty_like(p) for p in learning for _ in range(2)]
                 super().training_step(model, longest)
             del moments
             fits = True
@@ -496,7 +498,7 @@ def shardable(model, gpu: torch.device) -> None:
 
 def train(trainer: Trainer, rows, steps, checkpoints: Path) -> dict:
     """Train to the end, from the last checkpoint if there is one, and return what is to be said of the run."""
-    started = {name: p.clone() for name, p in trainer.whole_adapter().items()}
+    started = {name: p.to("cpu", copy=True) for name, p in trainer.whole_adapter().items()}
     size = trainer.model.get_nb_trainable_parameters()
     resumed = several.of_first(usable_checkpoint(checkpoints) if several.is_first() else None)
     if several.in_any(resumed is not None and not resumed.is_dir()):
@@ -519,7 +521,7 @@ def train(trainer: Trainer, rows, steps, checkpoints: Path) -> dict:
 
 def check_trained(adapter: dict[str, torch.Tensor], started: dict[str, torch.Tensor]) -> None:
     """Raise Refusal unless every LoRA matrix B has moved away from where it started (all zeros)."""
-    still = [name for name, p in adapter.items() if "lora_B" in name and torch.equal(p.cpu(), started[name].cpu())]
+    still = [name for name, p in adapter.items() if "lora_B" in name and torch.equal(p.cpu(), started[name])]
     if not started or len(still) == sum("lora_B" in name for name in started):
         raise Refusal("the adapter did not change in training; raise train.learning_rate or check lora.target_modules")
 
