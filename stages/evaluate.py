@@ -206,7 +206,8 @@ def run_gguf(gguf: Path, rows: list[chat.Encoded], params: Params) -> Results:
     in_order = sorted(range(len(rows)), key=lambda at: rows[at].input_ids)
     runs = np.array_split(in_order, SLOTS)
     free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
-    with Server(gguf, context=context, slots=SLOTS) as server, ThreadPoolExecutor(SLOTS) as pool:
+    # The pool outside: where the stage is ended early the server goes first, and nothing waits for its answers.
+    with ThreadPoolExecutor(SLOTS) as pool, Server(gguf, context=context, slots=SLOTS) as server:
         waited = [first_token(row) for row in rows[:1] + rows[:TIMED_PROMPTS]]
         with tqdm(total=len(rows), desc="answering and scoring tokens", unit=" rows") as bar:
             done = dict(itertools.chain.from_iterable(pool.map(work, runs)))
