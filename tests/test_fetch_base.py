@@ -149,19 +149,22 @@ hf_hub_download("{name}", "config.json", revision="{commit}")
 
 
 @pytest.mark.parametrize(
-    ("cached", "said"),
+    ("cached", "said", "offline"),
     [
-        (ONE.format(name=NAME, commit=COMMIT), "without its weights,"),
-        (CACHE.format(name=NAME, commit=COMMIT, patterns=["*.json", "*.jinja"]), "without model.safetensors,"),
+        (ONE.format(name=NAME, commit=COMMIT), "without its weights,", ""),  # the hub is asked again and again
+        (ONE.format(name=NAME, commit=COMMIT), "without its weights,", "1"),
+        (CACHE.format(name=NAME, commit=COMMIT, patterns=["*.json", "*.jinja"]), "without model.safetensors,", "1"),
     ],
 )
-def test_a_model_of_which_a_part_is_cached_says_what_is_missing(workspace, tiny_model, environment, cached, said):
+def test_a_model_of_which_a_part_is_cached_says_what_is_missing(
+    workspace, tiny_model, environment, cached, said, offline
+):
     workspace.set({"model.id": NAME, "model.revision": COMMIT})
     with fake_hub(tiny_model, NAME) as (address, _):
         assert workspace.python("-c", cached, **environment(address)).returncode == 0
-    for offline in ({"HF_HUB_OFFLINE": ""}, {"HF_HUB_OFFLINE": "1"}):
-        sentence = refused(workspace.python("-c", FETCH, **environment(NOWHERE) | offline))
-        assert f"{NAME} at {COMMIT} is in the local cache {said} and the hub cannot be reached; check" in sentence
+    nowhere = environment(NOWHERE) | {"HF_HUB_OFFLINE": offline}
+    sentence = refused(workspace.python("-c", FETCH, **nowhere))
+    assert f"{NAME} at {COMMIT} is in the local cache {said} and the hub cannot be reached; check" in sentence
 
 
 def test_a_folder_that_lacks_a_shard_is_refused(tmp_path, tiny_model):

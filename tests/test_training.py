@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import pytest
 import torch
 from conftest import refused
 from safetensors.torch import load_file, save_file
@@ -119,6 +120,7 @@ finally:
 """
 
 
+@pytest.mark.slow
 def test_sigterm_in_a_validation_does_not_wait_for_its_end_and_changes_nothing(prepared):
     prepared.set({"lora.dropout": 0.1, "train.max_length": 256, "train.micro_batch_tokens": 256})
     assert prepared.run("quantize_load_train").returncode == 0
