@@ -18,7 +18,8 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from benchmarks import random_model
-from benchmarks.full_size import REPO, SHAPES, WIDTHS_OF_A_REHEARSAL
+from benchmarks.full_size import REPO, WIDTHS_OF_A_REHEARSAL
+from benchmarks.shapes import SHAPES
 from stages import base_model
 from stages.outputs import write_json
 
@@ -53,7 +54,7 @@ def main() -> None:
 
 def make_folder(work: Path, options: argparse.Namespace) -> None:
     """Lay out the model, its record, the test rows and params.yaml."""
-    config = SHAPES["llama3-8b-sql"]
+    config, _ = SHAPES["llama3-8b"]
     config.update({"num_hidden_layers": options.layers} | (WIDTHS_OF_A_REHEARSAL if options.rehearse else {}))
     work.mkdir(parents=True, exist_ok=True)
     random_model.write(work / "base", config)
