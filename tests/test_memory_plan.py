@@ -53,7 +53,10 @@ def test_predicted_peaks_are_within_a_tenth_of_the_measured(shapes, name, pack_t
     assert predicted == pytest.approx(measured * GB, rel=0.1)
 
 
-@pytest.mark.parametrize(("name", "pack_tokens", "measured"), [("llama3-8b", 4096, 8.16), ("mistral-7b", 616, 5.68)])
+@pytest.mark.parametrize(
+    ("name", "pack_tokens", "measured"),
+    [("llama3-8b", 4096, 8.11), ("llama3-8b", 16384, 14.56), ("mistral-7b", 616, 5.68)],
+)
 def test_predicted_peaks_of_the_plain_path_are_those_measured(shapes, name, pack_tokens, measured):
     predicted = memory_plan.predict(shapes[name], pack_tokens, 32, "adamw", compiled=False).peak
     assert predicted == pytest.approx(measured * GB, rel=0.1)
