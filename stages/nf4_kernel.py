@@ -12,19 +12,19 @@ from torch import Tensor
 
 @triton.jit
 def _dequantize(
-    codes, scales, values, offset, outer_scales, scale_values, out, blocks,
+    codes, scales, table, out, blocks,
     HALF: tl.constexpr, ROWS: tl.constexpr, NESTED: tl.constexpr,
 ):  # fmt: skip
     block = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = block < blocks
     scale = tl.load(scales + block, mask=inside)
     if NESTED:
-        outer = tl.load(outer_scales + block // 256, mask=inside)
-        scale = tl.load(scale_values + scale.to(tl.int32), mask=inside) * outer + tl.load(offset)
+        outer = tl.load(table + 273 + block // 256, mask=inside)
+        scale = tl.load(table + 16 + scale.to(tl.int32), mask=inside) * outer + tl.load(table + 272)
     pair = block[:, None] * HALF + tl.arange(0, HALF)[None, :]
     code = tl.load(codes + pair, mask=inside[:, None]).to(tl.int32)
-    first = tl.load(values + (code >> 4)) * scale[:, None]
-    second = tl.load(values + (code & 15)) * scale[:, None]
+    first = tl.load(table + (code >> 4)) * scale[:, None]
+    second = tl.load(table + (code & 15)) * scale[:, None]
     weight = tl.interleave(first, second).to(out.dtype.element_ty)
     at = block[:, None] * (2 * HALF) + tl.arange(0, 2 * HALF)[None, :]
     tl.store(out + at, weight, mask=inside[:, None])
@@ -33,13 +33,11 @@ def _dequantize(
 COMPILED: dict[tuple, tuple] = {}
 
 
-def dequantize_on_gpu(packed: list[Tensor], out_features: int, dtype: torch.dtype) -> Tensor:
+def dequantize_on_gpu(codes: Tensor, scales: Tensor, table: Tensor, out_features: int, dtype: torch.dtype) -> Tensor:
     """The (out_features, in_features) weight in `dtype`; see `stages.nf4_linear.dequantize`."""
-    codes, scales, values = packed[:3]
-    nested = len(packed) > 3
-    offset, outer_scales, scale_values = packed[3:] if nested else (scales, scales, scales)
+    nested = scales.dtype == torch.uint8
     out = torch.empty(out_features, 2 * codes.numel() // out_features, dtype=dtype, device=codes.device)
-    arguments = (codes, scales, values, offset, outer_scales, scale_values, out)
+    arguments = (codes, scales, table, out)
     # A fast GPU waits for Python in short packs, and half of a launch is Triton finding out which compiled kernel fits
     # these arguments. That depends on nothing but this key, so each kernel is looked up once and then called directly.
     key = (codes.numel(), scales.numel(), dtype, nested, codes.device)

@@ -46,8 +46,7 @@ class FastLinear4bit(bnb.nn.Linear4bit):
 
     @property
     def packed(self) -> list[Tensor]:
-        """The tensors of the quantized weight: codes, scales, value of each code and, if the scales are quantized as
-        well, their offset, scales and value of each code."""
+        """The tensors of the quantized weight: codes, scales, and a table as `_scales` makes it."""
         return [self.weight if self.codes is None else self.codes, *self.scales]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -85,26 +84,32 @@ def _is_plain_lora(module: LoraLinear4bit) -> bool:
 
 
 def _scales(state: QuantState) -> list[Tensor]:
-    """What turns the codes of a quantized weight into numbers; see `FastLinear4bit.packed`."""
-    scales = [state.absmax, state.code]
-    return [*scales, state.offset, state.state2.absmax, state.state2.code] if state.nested else scales
+    """What turns the codes of a quantized weight into numbers: the scale of each block of codes, and a table.
+
+    The table has the value of each code. Where the scales are quantized as well (bytes), it goes on with the value of
+    each of theirs, their offset, and the scale of each block of theirs. It is one tensor because compiled layers pay
+    for the number of their inputs in each pass.
+    """
+    if not state.nested:
+        return [state.absmax, state.code]
+    return [state.absmax, torch.cat([state.code, state.state2.code, state.offset.view(1), state.state2.absmax])]
 
 
 def dequantize(packed: list[Tensor], out_features: int, dtype: torch.dtype) -> Tensor:
     """The (out_features, in_features) weight in `dtype`: the value of each 4-bit code times the scale of its block."""
-    codes = packed[0].view(torch.uint8)  # a sharded weight comes in longer words
-    scales, values = packed[1:3]
+    codes, scales, table = packed
+    codes = codes.view(torch.uint8)  # a sharded weight comes in longer words
     if codes.is_cuda:
         from stages.nf4_kernel import dequantize_on_gpu
 
-        return dequantize_on_gpu([codes, *packed[1:]], out_features, dtype)
-    if len(packed) > 3:
-        offset, outer_scales, scale_values = packed[3:]
+        return dequantize_on_gpu(codes, scales, table, out_features, dtype)
+    if scales.dtype == torch.uint8:
+        scale_values, offset, outer_scales = table[16:272], table[272], table[273:]
         outer = outer_scales.repeat_interleave(NESTED_BLOCK)[: scales.numel()]
         scales = scale_values[scales.int()] * outer + offset
     codes = codes.view(-1)
     pairs = torch.stack([codes >> 4, codes & 15], dim=-1)
-    blocks = values[pairs.int()].view(scales.numel(), -1)
+    blocks = table[pairs.int()].view(scales.numel(), -1)
     return (blocks * scales[:, None]).to(dtype).view(out_features, -1)
 
 
@@ -112,10 +117,16 @@ def nf4_linear(
     x: Tensor, packed: list[Tensor], out_features: int, lora_a: Tensor | None, lora_b: Tensor | None, scale: float
 ) -> Tensor:
     """x W' + scale * x A' B' for x (..., in), W (out, in) 4-bit, A (r, in), B (out, r); A and B may both be None."""
-    # x A' is computed apart, so that a layer that is recomputed can repeat it without the large product; its part in
-    # the gradients of x and A is in the operator's backward pass.
-    low = None if lora_a is None else functional.linear(x.detach(), lora_a.detach().to(x.dtype))
-    return torch.ops.qlora.nf4_linear(x, low, packed, out_features, lora_a, lora_b, scale)
+    # Shapes and types are settled here, where it costs nothing once compiled.
+    rows = x.flatten(0, -2)
+    low = None
+    if lora_a is not None:
+        lora_a, lora_b = lora_a.to(x.dtype), lora_b.to(x.dtype)
+        # x A' is computed apart, so that a layer that is recomputed can repeat it without the large product; its part
+        # in the gradients of x and A is in the operator's backward pass.
+        low = functional.linear(rows.detach(), lora_a.detach())
+    y = torch.ops.qlora.nf4_linear(rows, low, packed, out_features, lora_a, lora_b, scale)
+    return y.view(*x.shape[:-1], out_features)
 
 
 # Registered by hand and not with `torch.library.custom_op`, whose checks at each call would show in short packs.
@@ -131,41 +142,34 @@ LIBRARY.define(
 
 
 def _linear(x, low, packed, out_features, lora_a, lora_b, scale):
-    rows = x.reshape(-1, x.shape[-1])
     weight = dequantize(packed, out_features, x.dtype)
     if low is None:
-        y = rows @ weight.t()
-    else:
-        # LoRA goes first and the large product is added in place: its epilogue reads what a separate sum would.
-        y = _scaled_product(scale, low.reshape(len(rows), -1), lora_b.to(x.dtype).t()).addmm_(rows, weight.t())
-    return y.view(*x.shape[:-1], out_features)
+        return x @ weight.t()
+    # LoRA goes first and the large product is added in place: its epilogue reads what a separate sum would.
+    return _scaled_product(scale, low, lora_b.t()).addmm_(x, weight.t())
 
 
 def _linear_backward(grad, x, low, packed, lora_a, lora_b, scale):
-    grads = grad.reshape(-1, grad.shape[-1])
-    weight = dequantize(packed, grad.shape[-1], grad.dtype)
+    weight = dequantize(packed, grad.shape[1], grad.dtype)
     if low is None:
-        return [(grads @ weight).view(x.shape)]
-    grad_low = _scaled_product(scale, grads, lora_b.to(x.dtype))
-    grad_a = grad_low.t() @ x.reshape(-1, x.shape[-1])
-    grad_b = _scaled_product(scale, grads.t(), low.reshape(len(grads), -1))
-    grad_x = (grad_low @ lora_a.to(x.dtype)).addmm_(grads, weight)
-    return [grad_x.view(x.shape), grad_a.to(lora_a.dtype), grad_b.to(lora_b.dtype)]
+        return [grad @ weight]
+    grad_low = _scaled_product(scale, grad, lora_b)
+    grad_a = grad_low.t() @ x
+    grad_b = _scaled_product(scale, grad.t(), low)
+    return [(grad_low @ lora_a).addmm_(grad, weight), grad_a, grad_b]
 
 
 def _scaled_product(scale: float, a: Tensor, b: Tensor) -> Tensor:
     """scale * a b, the factor applied where the product is written."""
-    out = a.new_empty(a.shape[0], b.shape[1])
-    return torch.addmm(out, a, b, beta=0, alpha=scale, out=out)
+    return a.new_empty(a.shape[0], b.shape[1]).addmm_(a, b, beta=0, alpha=scale)
 
 
 def _linear_fake(x, low, packed, out_features, lora_a, lora_b, scale):
-    return x.new_empty(*x.shape[:-1], out_features)
+    return x.new_empty(x.shape[0], out_features)
 
 
 def _linear_backward_fake(grad, x, low, packed, lora_a, lora_b, scale):
-    grad_x = x.new_empty(x.shape)
-    return [grad_x] if low is None else [grad_x, lora_a.new_empty(lora_a.shape), lora_b.new_empty(lora_b.shape)]
+    return [given.new_empty(given.shape) for given in ([x] if low is None else [x, lora_a, lora_b])]
 
 
 def _keep(ctx, inputs, output):
