@@ -66,25 +66,14 @@ def speed_up(model: nn.Module, recomputed_layers: int, backend: str = "inductor"
     for index, layer in enumerate(backbone.layers):
         compiled = recompute_all if index < recomputed_layers else recompute_cheap
         layer.forward = functools.partial(_forward, compiled, layer)
-    _spare_walks(model, sharded)
-
-
-def _spare_walks(model: nn.Module, sharded: bool) -> None:
-    """Let `train` and `zero_grad`, which trainers call in each step, not go through all modules: PEFT makes eighty of a
-    decoder layer, and Python needs as long for a walk through them as for starting the work of several layers."""
+    # A trainer calls it in each micro-batch, and PEFT makes eighty modules of a layer: a walk through all of them takes
+    # Python as long as starting the work of several layers.
     model.train()
     model.train = functools.partial(_train, model)
-    if not sharded:  # then these parameters are replaced
-        model.zero_grad = functools.partial(_zero_grad, [p for p in model.parameters() if p.requires_grad])
 
 
 def _train(model: nn.Module, mode: bool = True) -> nn.Module:
     return model if model.training == mode else type(model).train(model, mode)
-
-
-def _zero_grad(learned: list[nn.Parameter]) -> None:
-    for parameter in learned:
-        parameter.grad = None
 
 
 def _add_pack_mask(backbone: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:

@@ -348,7 +348,15 @@ class Trainer(SFTTrainer):
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
         if self.is_fsdp_enabled and resume_from_checkpoint is not None:
             self._load_from_checkpoint(resume_from_checkpoint)
-        return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        model, train_dataloader = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        model.zero_grad = self.optimizer.optimizer.zero_grad  # its own goes through all modules in each step
+        return model, train_dataloader
+
+    def _clip_grad_norm(self, model):
+        if self.is_fsdp_enabled:
+            return super()._clip_grad_norm(model)
+        learned = [p for group in self.optimizer.param_groups for p in group["params"]]
+        return self.accelerator.clip_grad_norm_(learned, self.args.max_grad_norm)
 
     def save_model(self, output_dir=None, _internal_call=False) -> None:
         adapter = self.whole_adapter()
