@@ -11,7 +11,13 @@ import time
 import pytest
 import torch
 from conftest import refused
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
+
+from benchmarks.train_speed import blank_tokenizer, random_rows, settings
+from stages import packing
+from stages.quantize_load_train import Trainer
 
 MADE = ("models/adapter/adapter_model.safetensors", "results/train/log.csv")
 
@@ -137,3 +143,31 @@ def test_sigterm_in_a_validation_does_not_wait_for_its_end_and_changes_nothing(p
     assert not (prepared.path / "models/adapter").exists()
     assert prepared.run("quantize_load_train").returncode == 0
     assert [(prepared.path / name).read_bytes() for name in MADE] == expected
+
+
+def test_gradients_are_clipped_as_a_whole_and_cleared_after_each_step(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    norms = []
+
+    class Gradients(TrainerCallback):
+        def on_pre_optimizer_step(self, *_, model, **kwargs):
+            norms.append(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
+
+        def on_step_end(self, *_, model, **kwargs):
+            assert all(p.grad is None for p in model.parameters())
+
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    trainer = Trainer(
+        torch.float32,
+        0,
+        model=LlamaForCausalLM(LlamaConfig(vocab_size=64, **shape)),
+        args=settings(1, 2, 2, max_grad_norm=1e-3, use_cpu=True, padding_free=True, gradient_checkpointing=False),
+        train_dataset=packing.pack_dataset([[0], [1], [2], [3]], random_rows("short", 4, 64), 0),
+        processing_class=blank_tokenizer(),
+        peft_config=LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the trainer's own is for a process that is its own
+    trainer.add_callback(Gradients())
+    trainer.train()
+    assert [norm.item() for norm in norms] == pytest.approx([1e-3] * 2, rel=0.02)
+    assert all(entry["grad_norm"] > 1e-3 for entry in trainer.state.log_history if "grad_norm" in entry)
