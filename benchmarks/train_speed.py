@@ -9,6 +9,7 @@ time of one step goes. Exits with status 1 if the losses of two recipes disagree
 """
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import os
@@ -44,7 +45,7 @@ from stages.chat import IGNORED, Encoded
 from stages.memory_plan import MemoryPlan, Shape
 from stages.models import quantization_config
 from stages.params import Quantization, Train
-from stages.quantize_load_train import Trainer, attention
+from stages.quantize_load_train import Trainer, attention, be_repeatable
 
 WARM_UP = 2  # steps that compile and allocate, and are not timed
 PROFILED = 4  # the step, counted from 0, that --profile looks at
@@ -215,6 +216,15 @@ def project_trainer(shape: str, rows: list[Encoded], steps: list, plan: MemoryPl
     return trainer
 
 
+def digest(model: torch.nn.Module) -> str:
+    """Of the adapter's bytes."""
+    seen = hashlib.sha256()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            seen.update(parameter.detach().cpu().view(torch.uint8).numpy())
+    return seen.hexdigest()[:16]
+
+
 @dataclass(frozen=True)
 class Job:
     """What a recipe is measured on."""
@@ -225,6 +235,7 @@ class Job:
     capacity: int  # bytes of GPU memory that it may take
     believed: int  # bytes that it is laid out for
     profile: bool
+    repeatable: bool = True  # as the pipeline trains
 
 
 def shape_of(name: str) -> Shape:
@@ -252,6 +263,8 @@ def measure(recipe: str, job: Job) -> dict:
         else:
             for label, text in layout.describe(shape, plan, layout.step_tokens(lengths, job.train), here).items():
                 print(f"{label}: {text}", flush=True)
+            if job.repeatable:
+                be_repeatable(plan)
             trainer = project_trainer(job.shape, job.rows, steps, plan, clock)
         trainer.train()
         tokens = [sum(lengths[row] for pack in step for row in pack) for step in steps]
@@ -262,6 +275,7 @@ def measure(recipe: str, job: Job) -> dict:
             "warm_up_seconds": round(sum(clock.seconds[:WARM_UP]), 1),
             "peak_gb": round(max(clock.peaks) / 1e9, 2),
             "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+            "adapter": digest(trainer.model),
         }
         if plan is not None:
             passes = 2 + plan.recomputed_layers / shape.layers
@@ -302,6 +316,7 @@ def main() -> None:
         sys.exit(f"error: --profile looks at step {PROFILED + 1}: take more --steps")
 
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     capacity = min(torch.cuda.mem_get_info()[0], int((arguments.capacity_gb or 1000) * 1e9))
     rows = random_rows(arguments.rows, arguments.batch_size * arguments.steps, SHAPES[arguments.shape][0].vocab_size)
     train = Train(

@@ -69,6 +69,7 @@ def main() -> None:
         return
     # Set before the first allocation: packs of changing lengths leave gaps in memory otherwise.
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what be_repeatable asks for
     base = base_model.locate(Path("models/base"))
     skeleton = models.skeleton(base)
     models.check_target_modules(skeleton, params.lora)
@@ -88,6 +89,8 @@ def main() -> None:
         summary(f"plan for {here.name}", layout.describe(shape, plan, step_tokens, here))
         steps = plan_steps(rows["train"], plan.pack_tokens, params.train, here.count)
         set_seed(params.train.seed)
+        if here.is_gpu:
+            be_repeatable(plan)
         model = load_model(params, base, plan, here)
         trainer = make_trainer(params, model, tokenizer, rows, steps, plan, here, checkpoints)
         return trainer, train(trainer, rows, steps, checkpoints)
@@ -387,6 +390,20 @@ def attention(plan: MemoryPlan) -> str:
     if plan.compiled:
         return fast_path.attention_implementation(several.state().device)
     return packed_attention.NAME
+
+
+def be_repeatable(plan: MemoryPlan) -> None:
+    """Let a GPU compute the same numbers in every run of this plan.
+
+    Left to itself torch.compile times several kernels for a sum and takes the fastest of the moment, and
+    FlashAttention's backward pass adds up in the order in which its blocks happen to end
+    (https://docs.pytorch.org/docs/stable/notes/randomness.html).
+    """
+    if plan.compiled:
+        torch._inductor.config.deterministic = True
+    else:
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # it would write all memory twice
 
 
 def load_model(params: Params, base: Path, plan: MemoryPlan, here: Device):
