@@ -181,13 +181,27 @@ def digests(checkpoint: Path) -> dict[str, str]:
     return found
 
 
+def random_states() -> list[torch.Tensor]:
+    """Where torch's random numbers stand, of the CPU and of this process's GPU."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])]
+
+
+def restore_random(states: list[torch.Tensor]) -> None:
+    for set_state, state in zip((torch.set_rng_state, torch.cuda.set_rng_state), states, strict=False):
+        set_state(state)
+
+
 class LeftValidation(Exception):
     """Validation was left before its end, because the run was asked to end."""
 
 
+class LeftStep(Exception):
+    """A step was left between two of its packs, because the run was asked to end."""
+
+
 class Guard(TrainerCallback):
     """Shows the progress; stops a run that has gone wrong before it can spoil a checkpoint, and one that was asked to
-    end after saving. A validation that this cuts short leaves no trace, and is made when the run goes on."""
+    end after saving. What this cuts short, a step or a validation, leaves no trace and is made when the run goes on."""
 
     def __init__(self):
         self.terminated = False
@@ -197,7 +211,7 @@ class Guard(TrainerCallback):
 
     def _terminate(self, *_) -> None:
         self.terminated = True
-        print("\nSIGTERM: writing a checkpoint after this step", flush=True)
+        print("\nSIGTERM: writing a checkpoint", flush=True)
 
     def on_train_begin(self, args, state, control, **_) -> None:
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit=" steps")
@@ -219,6 +233,9 @@ class Guard(TrainerCallback):
                     f"{name} is {logs[name]} at step {state.global_step}; the last good checkpoint is kept. Lower "
                     "train.learning_rate or train.max_grad_norm, or set quantization.compute_dtype to bfloat16"
                 )
+
+    def on_step_begin(self, args, state, control, **_) -> None:
+        self.random_states = random_states()
 
     def on_step_end(self, args, state, control, **_) -> None:
         self.bar.update()
@@ -270,6 +287,8 @@ class Trainer(SFTTrainer):
         if not self.rehearsed and self.args.device.type == "cuda":
             self.rehearse(model)
         self.rehearsed = True
+        if self.guard.terminated and self.accelerator.num_processes == 1:  # several have to agree: at the step's end
+            raise LeftStep
         return super().training_step(model, inputs, num_items_in_batch)
 
     def rehearse(self, model) -> None:
@@ -299,6 +318,17 @@ class Trainer(SFTTrainer):
         model.zero_grad()
         if self.is_fsdp_enabled:
             model.set_requires_gradient_sync(self.accelerator.sync_gradients)
+
+    def train(self, *args, **kwargs) -> None:
+        try:
+            super().train(*args, **kwargs)
+        except LeftStep:
+            self.guard.bar.close()
+            step = self.state.global_step
+            if step > 0 and not (Path(self.args.output_dir) / f"checkpoint-{step}" / COMPLETE).exists():
+                restore_random(self.guard.random_states)
+                self._save_checkpoint(self.model, trial=None)
+                self.guard.on_save(self.args, self.state, self.control)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         try:
