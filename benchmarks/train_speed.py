@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--capacity-gb", type=float, help="use no more GPU memory than this, like a smaller card")
     parser.add_argument("--memory", choices=("auto", "low", "high"), default="auto")
-    parser.add_argument("--recipes", nargs="+", choices=("article", "project"), default=("article", "project"))
+    parser.add_argument("--recipes", nargs="*", choices=("article", "project"), default=("article", "project"))
     parser.add_argument("--unsloth", metavar="PYTHON", help="measure Unsloth, too: the Python of its environment")
     parser.add_argument("--unsloth-pack", type=int, default=4096, help="tokens in one of its packs")
     parser.add_argument("--plain", action="store_true", help="this project's recipe without compiled layers")
@@ -210,6 +210,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("error: this benchmark measures a GPU and there is none")
+    if not arguments.recipes and not arguments.unsloth:
+        sys.exit("error: --recipes names none, and there is no --unsloth: nothing to measure")
     if arguments.profile and arguments.steps <= PROFILED:
         sys.exit(f"error: --profile looks at step {PROFILED + 1}: take more --steps")
 
