@@ -21,8 +21,9 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback, set_seed
 
+from benchmarks.recipe import blank_tokenizer, random_model
 from benchmarks.shapes import SHAPES
-from benchmarks.train_speed import blank_tokenizer, random_model, random_rows, shape_of
+from benchmarks.train_speed import random_rows, shape_of
 from stages import layout, quantize_load_train, several
 from stages.console import run_stage
 from stages.memory_plan import MemoryPlan
