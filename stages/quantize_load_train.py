@@ -85,7 +85,7 @@ def main() -> None:
 
     step_tokens = layout.step_tokens(lengths, params.train)
 
-    def run(plan: MemoryPlan) -> tuple[Trainer, dict]:
+    def run(plan: MemoryPlan) -> tuple[Trainer, dict, MemoryPlan]:
         summary(f"plan for {here.name}", layout.describe(shape, plan, step_tokens, here))
         steps = plan_steps(rows["train"], plan.pack_tokens, params.train, here.count)
         set_seed(params.train.seed)
@@ -93,9 +93,9 @@ def main() -> None:
             be_repeatable(plan)
         model = load_model(params, base, plan, here)
         trainer = make_trainer(params, model, tokenizer, rows, steps, plan, here, checkpoints)
-        return trainer, train(trainer, rows, steps, checkpoints)
+        return trainer, train(trainer, rows, steps, checkpoints), plan
 
-    trainer, metrics = layout.run_fitted(run, shape, lengths, params.train, here)
+    trainer, metrics, plan = layout.run_fitted(run, shape, lengths, params.train, here)
     adapter = trainer.whole_adapter()
     if not several.is_first():
         return
@@ -103,7 +103,7 @@ def main() -> None:
     with new_folder(Path("results/train")) as output:
         write_log(output / "log.csv", trainer.state.log_history)
         write_json(output / "metrics.json", metrics)
-        write_json(output / "environment.json", environment(params, here))
+        write_json(output / "environment.json", environment(params, here, plan))
     with new_folder(Path("models/adapter")) as output:
         trainer.model.save_pretrained(output, state_dict=adapter)
         (output / "README.md").unlink(missing_ok=True)  # PEFT's template of a model card, all blanks
@@ -615,14 +615,16 @@ def write_log(path: Path, history: list[dict]) -> None:
         writer.writerows(lines[step] for step in sorted(lines))
 
 
-def environment(params: Params, here: Device) -> dict:
-    """What differs between machines: versions, device, threads. No host name, no path, no variable of the shell."""
+def environment(params: Params, here: Device, plan: MemoryPlan) -> dict:
+    """What differs between machines: versions, device, threads, and the layout that fits them, on which rounding
+    depends. No host name, no path, no variable of the shell."""
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "devices": here.count,
         "threads": torch.get_num_threads(),
+        "layout": {name: getattr(plan, name) for name in ("pack_tokens", "compiled", "recomputed_layers")},
         "packages": {name: version(name) for name in PACKAGES},
         "seeds": {"data": params.data.seed, "train": params.train.seed},
     }
