@@ -17,8 +17,9 @@ import torch
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM
 
+from benchmarks.recipe import random_model
 from benchmarks.shapes import SHAPES
-from benchmarks.train_speed import lora, random_model
+from benchmarks.train_speed import lora
 from stages import hf_inference, models
 
 

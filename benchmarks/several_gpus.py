@@ -21,8 +21,9 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback, set_seed
 
+from benchmarks.recipe import blank_tokenizer, random_model
 from benchmarks.shapes import SHAPES
-from benchmarks.train_speed import blank_tokenizer, random_model, random_rows, shape_of
+from benchmarks.train_speed import random_rows, shape_of
 from stages import layout, quantize_load_train, several
 from stages.console import run_stage
 from stages.memory_plan import MemoryPlan
@@ -80,6 +81,8 @@ def measure(arguments: argparse.Namespace) -> None:
             print(f"{label}: {text}", flush=True)
         steps = quantize_load_train.plan_steps(rows, plan.pack_tokens, train, here.count)
         begin = time.perf_counter()
+        if here.is_gpu:
+            quantize_load_train.be_repeatable(plan)
         model = random_model(config, quantize_load_train.attention(plan), device, here.sharded)
         print(f"made the model in {time.perf_counter() - begin:.1f} s", flush=True)
         set_seed(train.seed)
@@ -126,6 +129,7 @@ def main() -> None:
     if arguments.steps <= WARM_UP:
         sys.exit(f"error: the first {WARM_UP} steps are not timed: take more --steps")
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if arguments.devices > 1 and not several.is_started():
         several.start("benchmarks.several_gpus", arguments.devices, *sys.argv[1:], count=several.machines())
     else:

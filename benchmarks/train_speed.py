@@ -6,89 +6,40 @@ Builds a model of the given shape with random weights, in NF4 on the GPU (nothin
 disk), trains a few steps with each recipe and prints a table: tokens per second (of real tokens, not of padding),
 seconds a step, peak memory (measured, and as it was planned) and the loss of each step. `--profile` says where the
 time of one step goes. Exits with status 1 if the losses of two recipes disagree.
+
+Unsloth joins the table from an environment of its own, since it wants other releases of the same libraries:
+
+    python -m venv unsloth-env && unsloth-env/bin/pip install unsloth ruamel.yaml
+    python -m benchmarks.train_speed --rows short --capacity-gb 24 --unsloth unsloth-env/bin/python
 """
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import os
 import random
-import re
-import statistics
+import subprocess
 import sys
-import time
-from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from accelerate import init_empty_weights
-from bitsandbytes.nn import Linear4bit, Params4bit
 from datasets import Dataset
 from peft import LoraConfig, prepare_model_for_kbit_training
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import (
-    AutoModelForCausalLM,
-    PreTrainedConfig,
-    PreTrainedTokenizerFast,
-    TrainerCallback,
-)
-from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
-from trl import SFTConfig, SFTTrainer
+from transformers import AutoModelForCausalLM
+from trl import SFTTrainer
 
+from benchmarks.recipe import PROFILED, Clock, blank_tokenizer, figures, random_model, settings
 from benchmarks.shapes import SHAPES
 from stages import device, fast_path, layout, memory_plan, packing
 from stages.chat import IGNORED, Encoded
 from stages.memory_plan import MemoryPlan, Shape
-from stages.models import quantization_config
-from stages.params import Quantization, Train
-from stages.quantize_load_train import Trainer, attention
+from stages.params import Train
+from stages.quantize_load_train import Trainer, attention, be_repeatable
 
-WARM_UP = 2  # steps that compile and allocate, and are not timed
-PROFILED = 4  # the step, counted from 0, that --profile looks at
-KERNELS = {  # kind: pattern of the kernels' names
-    "dequantization": "_dequantize|kDequantize",
-    "attention": "flex_attention|flash|fmha",
-    "matrix products": "gemm|nvjet|cutlass|splitK",
-    "loss": "^_(forward|backward)_kernel",
-    "norms, rotations, activations": "^triton_",
-    "optimizer": "multi_tensor|[Aa]dam",
-    "copies": "[Mm]em(cpy|set)|copy",
-}
 TOLERANCE = 0.02  # between the losses of two recipes at the same step: bf16 in another order of summation
-
-
-def random_model(
-    config: PreTrainedConfig, attention: str, device: torch.device, sharded: bool = False
-) -> AutoModelForCausalLM:
-    """A model of this shape on `device`, its linear layers in double-quantized NF4, the same at every call.
-
-    What is to be `sharded` is made on `device` layer by layer, and left to the CPU's memory."""
-    generator = torch.Generator(device).manual_seed(0)
-    quantizer = Bnb4BitHfQuantizer(quantization_config(Quantization(), sharded), pre_quantized=False)
-    with init_empty_weights():  # buffers are real
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation=attention)
-    quantizer.preprocess_model(model, device_map={"": device})
-    for module in model.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            value = torch.empty(parameter.shape, dtype=torch.bfloat16, device=device)
-            value = value.fill_(1) if value.dim() == 1 else value.normal_(0, 0.02, generator=generator)
-            if isinstance(module, Linear4bit):
-                storage = module.quant_storage
-                quantized = Params4bit(
-                    value, requires_grad=False, quant_type="nf4", quant_storage=storage, module=module
-                )
-                module.weight = quantized._quantize(device)
-                if sharded:
-                    module.weight.data = module.weight.data.cpu()
-            else:
-                setattr(module, name, torch.nn.Parameter(value.cpu() if sharded else value))
-    model.tie_weights()
-    quantizer.postprocess_model(model)
-    model.hf_quantizer = quantizer
-    return model if sharded else model.to(device)
 
 
 def random_rows(kind: str, count: int, vocabulary: int) -> list[Encoded]:
@@ -102,64 +53,6 @@ def random_rows(kind: str, count: int, vocabulary: int) -> list[Encoded]:
         masked = length * 3 // 4
         rows.append(Encoded(ids, [IGNORED] * masked + ids[masked:]))
     return rows
-
-
-class Clock(TrainerCallback):
-    """Seconds and peak memory of each step; with `profile`, what one of them did on the GPU."""
-
-    def __init__(self, profile: bool):
-        self.seconds: list[float] = []
-        self.peaks: list[int] = []
-        self.profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) if profile else None
-
-    def on_step_begin(self, *args, **kwargs):
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        if self.profiler and len(self.seconds) == PROFILED:
-            self.profiler.start()
-        self.begin = time.perf_counter()
-
-    def on_step_end(self, *args, **kwargs):
-        torch.cuda.synchronize()
-        self.seconds.append(time.perf_counter() - self.begin)
-        self.peaks.append(torch.cuda.max_memory_allocated())
-        if self.profiler and len(self.seconds) == PROFILED + 1:
-            self.profiler.stop()
-
-    def profile(self) -> dict[str, float]:
-        """Milliseconds of the profiled step by kind of kernel; what is left of it the GPU had nothing to do."""
-        spent: Counter[str] = Counter()
-        for event in self.profiler.key_averages():
-            kind = next((kind for kind, pattern in KERNELS.items() if re.search(pattern, event.key)), "others")
-            spent[kind] += event.self_device_time_total / 1000
-        idle = self.seconds[PROFILED] * 1000 - sum(spent.values())
-        return {kind: round(time, 1) for kind, time in [*spent.most_common(), ("idle", idle)]}
-
-
-def blank_tokenizer() -> PreTrainedTokenizerFast:
-    """What the trainer asks for to know the padding token; the rows are token ids already."""
-    words = Tokenizer(WordLevel({"<unk>": 0, "<eos>": 1, "<pad>": 2}, unk_token="<unk>"))
-    return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="<eos>", pad_token="<pad>")
-
-
-def settings(micro_batch: int, accumulation: int, steps: int, **others) -> SFTConfig:
-    return SFTConfig(
-        output_dir="results/benchmark",
-        per_device_train_batch_size=micro_batch,
-        gradient_accumulation_steps=accumulation,
-        max_steps=steps,
-        train_sampling_strategy="sequential",
-        max_length=None,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        remove_unused_columns=False,
-        learning_rate=2e-4,
-        bf16=True,
-        logging_steps=1,
-        logging_nan_inf_filter=False,  # its check would wait for the GPU after each micro-batch
-        save_strategy="no",
-        report_to="none",
-        **others,
-    )
 
 
 def lora(dropout: float, **shape) -> LoraConfig:
@@ -215,6 +108,15 @@ def project_trainer(shape: str, rows: list[Encoded], steps: list, plan: MemoryPl
     return trainer
 
 
+def digest(model: torch.nn.Module) -> str:
+    """Of the adapter's bytes."""
+    seen = hashlib.sha256()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            seen.update(parameter.detach().cpu().view(torch.uint8).numpy())
+    return seen.hexdigest()[:16]
+
+
 @dataclass(frozen=True)
 class Job:
     """What a recipe is measured on."""
@@ -225,6 +127,7 @@ class Job:
     capacity: int  # bytes of GPU memory that it may take
     believed: int  # bytes that it is laid out for
     profile: bool
+    repeatable: bool = True  # as the pipeline trains
 
 
 def shape_of(name: str) -> Shape:
@@ -252,17 +155,12 @@ def measure(recipe: str, job: Job) -> dict:
         else:
             for label, text in layout.describe(shape, plan, layout.step_tokens(lengths, job.train), here).items():
                 print(f"{label}: {text}", flush=True)
+            if job.repeatable:
+                be_repeatable(plan)
             trainer = project_trainer(job.shape, job.rows, steps, plan, clock)
         trainer.train()
         tokens = [sum(lengths[row] for pack in step for row in pack) for step in steps]
-        timed = [at for at in range(WARM_UP, len(steps)) if not (job.profile and at == PROFILED)]
-        result = {
-            "tokens_per_second": round(sum(tokens[at] for at in timed) / sum(clock.seconds[at] for at in timed)),
-            "step_seconds": round(statistics.median(clock.seconds[at] for at in timed), 3),
-            "warm_up_seconds": round(sum(clock.seconds[:WARM_UP]), 1),
-            "peak_gb": round(max(clock.peaks) / 1e9, 2),
-            "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
-        }
+        result = figures(trainer, clock, tokens) | {"adapter": digest(trainer.model)}
         if plan is not None:
             passes = 2 + plan.recomputed_layers / shape.layers
             floor = tokens[PROFILED % len(tokens)] * 2 * shape.quantized * passes / here.rate
@@ -280,6 +178,31 @@ def measure(recipe: str, job: Job) -> dict:
     return layout.run_fitted(run, shape, lengths, job.train, here)
 
 
+def unsloth(python: str, job: Job, pack_tokens: int) -> dict:
+    """Train with Unsloth's recipe, in packs of at most so many tokens, under the interpreter of its environment."""
+    steps = packing.plan([len(row.input_ids) for row in job.rows], job.train.batch_size, pack_tokens, 1, None, 0)
+    rows = [[row.input_ids, row.labels] for row in job.rows]
+    task = {"shape": job.shape, "capacity": job.capacity, "rows": rows, "steps": steps}
+    command = [python, "-m", "benchmarks.unsloth_recipe"]
+    run = subprocess.run(command, input=json.dumps(task), stdout=subprocess.PIPE, text=True)
+    *said, last = run.stdout.splitlines() or [""]
+    print(*said, sep="\n", flush=True)
+    if run.returncode:
+        sys.exit(f"{last}\nerror: Unsloth's recipe ended with status {run.returncode}; it says why above")
+    return json.loads(last)
+
+
+def check_unsloth(python: str) -> None:
+    """Stop before anything is measured if that interpreter cannot run the recipe."""
+    look = "import importlib.util as util, sys; sys.exit(not (util.find_spec('unsloth') and util.find_spec('ruamel')))"
+    try:
+        found = subprocess.run([python, "-c", look]).returncode == 0
+    except OSError as error:
+        sys.exit(f"error: --unsloth {python}: {error.strerror}; give the Python of an environment with Unsloth")
+    if not found:
+        sys.exit(f"error: --unsloth {python} lacks packages: {python} -m pip install unsloth ruamel.yaml")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="llama3-8b")
@@ -288,7 +211,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--capacity-gb", type=float, help="use no more GPU memory than this, like a smaller card")
     parser.add_argument("--memory", choices=("auto", "low", "high"), default="auto")
-    parser.add_argument("--recipes", nargs="+", choices=("article", "project"), default=("article", "project"))
+    parser.add_argument("--recipes", nargs="*", choices=("article", "project"), default=("article", "project"))
+    parser.add_argument("--unsloth", metavar="PYTHON", help="measure Unsloth, too: the Python of its environment")
+    parser.add_argument("--unsloth-pack", type=int, default=4096, help="tokens in one of its packs")
     parser.add_argument("--plain", action="store_true", help="this project's recipe without compiled layers")
     parser.add_argument("--profile", action="store_true", help="where the time of one step goes")
     parser.add_argument(
@@ -298,12 +223,20 @@ def main() -> None:
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("error: this benchmark measures a GPU and there is none")
+    if not arguments.recipes and not arguments.unsloth:
+        sys.exit("error: --recipes names none, and there is no --unsloth: nothing to measure")
     if arguments.profile and arguments.steps <= PROFILED:
         sys.exit(f"error: --profile looks at step {PROFILED + 1}: take more --steps")
 
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     capacity = min(torch.cuda.mem_get_info()[0], int((arguments.capacity_gb or 1000) * 1e9))
     rows = random_rows(arguments.rows, arguments.batch_size * arguments.steps, SHAPES[arguments.shape][0].vocab_size)
+    longest = max(len(row.input_ids) for row in rows)
+    if arguments.unsloth:
+        if longest > arguments.unsloth_pack:
+            sys.exit(f"error: --unsloth-pack {arguments.unsloth_pack}: a row has {longest} tokens and is not split")
+        check_unsloth(arguments.unsloth)
     train = Train(
         batch_size=arguments.batch_size,
         max_length=1024,
@@ -318,6 +251,8 @@ def main() -> None:
         flush=True,
     )
     results = {}
+    if arguments.unsloth:
+        results["unsloth"] = unsloth(arguments.unsloth, job, arguments.unsloth_pack)
     for recipe in arguments.recipes:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
             results[recipe] = process.submit(measure, recipe, job).result()
@@ -332,7 +267,7 @@ def main() -> None:
             f"{planned:>8} {result['warm_up_seconds']:>10.1f}  {result['losses'][0]:.4f} {result['losses'][-1]:.4f}"
         )
     for recipe, result in results.items():
-        if arguments.profile:
+        if "profile_ms" in result:
             whole = sum(result["profile_ms"].values())
             print(
                 f"\n{recipe}: {whole:.0f} ms of one step; its products at full speed: {result.get('floor_ms', '-')} ms"
@@ -343,11 +278,11 @@ def main() -> None:
         document = vars(arguments) | {"gpu": torch.cuda.get_device_name(), "results": results}
         Path(arguments.json).write_text(json.dumps(document, indent=2) + "\n")
     if len(results) > 1:
-        pairs = zip(results["article"]["losses"], results["project"]["losses"], strict=True)
-        apart = max(abs(first - second) for first, second in pairs)
+        at_a_step = zip(*(result["losses"] for result in results.values()), strict=True)
+        apart = max(max(losses) - min(losses) for losses in at_a_step)
         print(f"\nlargest difference of the losses at a step: {apart:.4f} (at most {TOLERANCE} expected)")
         if apart > TOLERANCE:
-            sys.exit("error: the two recipes do not learn the same")
+            sys.exit("error: the recipes do not learn the same")
 
 
 if __name__ == "__main__":

@@ -121,8 +121,7 @@ def devices(artifact: str, base: Path) -> int:
     if gpus > 1 and artifact != "adapter":  # which stays in 4 bits where the memory is short
         from stages import models
 
-        skeleton = models.skeleton(base if artifact == "base" else Path("models") / artifact)
-        needed = 2 * 1.1 * sum(parameter.numel() for parameter in skeleton.parameters())
+        needed = models.plain_bytes(base if artifact == "base" else Path("models") / artifact, torch.bfloat16)
         if needed > min(torch.cuda.get_device_properties(gpu).total_memory for gpu in range(gpus)):
             return 1  # it goes to the CPU's memory then, where several would not fit
     return max(1, gpus)

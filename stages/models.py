@@ -9,7 +9,6 @@ from bitsandbytes.nn import Linear4bit
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
-from stages.base_model import weights_bytes
 from stages.console import Refusal
 from stages.device import available_memory
 from stages.params import Lora, Quantization
@@ -101,9 +100,13 @@ def load_plain(folder: Path, dtype: torch.dtype, config: PreTrainedConfig | None
 
     A `config` of fewer layers loads just those. Raises Refusal if the weights cannot be read.
     """
-    needed = weights_bytes(folder) * 1.1
-    fits = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > needed
+    fits = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > plain_bytes(folder, dtype)
     return _load(folder, config, dtype=dtype, device_map={"": torch.cuda.current_device() if fits else "cpu"})
+
+
+def plain_bytes(folder: Path, dtype: torch.dtype) -> int:
+    """Bytes that the model in `folder` takes without quantization, whatever it is stored in, with a tenth to spare."""
+    return int(1.1 * dtype.itemsize * sum(parameter.numel() for parameter in skeleton(folder).parameters()))
 
 
 def load_adapter(model: PreTrainedModel, adapter: Path) -> "PeftModel":

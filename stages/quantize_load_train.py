@@ -69,6 +69,7 @@ def main() -> None:
         return
     # Set before the first allocation: packs of changing lengths leave gaps in memory otherwise.
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what be_repeatable asks for
     base = base_model.locate(Path("models/base"))
     skeleton = models.skeleton(base)
     models.check_target_modules(skeleton, params.lora)
@@ -84,15 +85,17 @@ def main() -> None:
 
     step_tokens = layout.step_tokens(lengths, params.train)
 
-    def run(plan: MemoryPlan) -> tuple[Trainer, dict]:
+    def run(plan: MemoryPlan) -> tuple[Trainer, dict, MemoryPlan]:
         summary(f"plan for {here.name}", layout.describe(shape, plan, step_tokens, here))
         steps = plan_steps(rows["train"], plan.pack_tokens, params.train, here.count)
         set_seed(params.train.seed)
+        if here.is_gpu:
+            be_repeatable(plan)
         model = load_model(params, base, plan, here)
         trainer = make_trainer(params, model, tokenizer, rows, steps, plan, here, checkpoints)
-        return trainer, train(trainer, rows, steps, checkpoints)
+        return trainer, train(trainer, rows, steps, checkpoints), plan
 
-    trainer, metrics = layout.run_fitted(run, shape, lengths, params.train, here)
+    trainer, metrics, plan = layout.run_fitted(run, shape, lengths, params.train, here)
     adapter = trainer.whole_adapter()
     if not several.is_first():
         return
@@ -100,7 +103,7 @@ def main() -> None:
     with new_folder(Path("results/train")) as output:
         write_log(output / "log.csv", trainer.state.log_history)
         write_json(output / "metrics.json", metrics)
-        write_json(output / "environment.json", environment(params, here))
+        write_json(output / "environment.json", environment(params, here, plan))
     with new_folder(Path("models/adapter")) as output:
         trainer.model.save_pretrained(output, state_dict=adapter)
         (output / "README.md").unlink(missing_ok=True)  # PEFT's template of a model card, all blanks
@@ -178,13 +181,27 @@ def digests(checkpoint: Path) -> dict[str, str]:
     return found
 
 
+def random_states() -> list[torch.Tensor]:
+    """Where torch's random numbers stand, of the CPU and of this process's GPU."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])]
+
+
+def restore_random(states: list[torch.Tensor]) -> None:
+    for set_state, state in zip((torch.set_rng_state, torch.cuda.set_rng_state), states, strict=False):
+        set_state(state)
+
+
 class LeftValidation(Exception):
     """Validation was left before its end, because the run was asked to end."""
 
 
+class LeftStep(Exception):
+    """A step was left between two of its packs, because the run was asked to end."""
+
+
 class Guard(TrainerCallback):
     """Shows the progress; stops a run that has gone wrong before it can spoil a checkpoint, and one that was asked to
-    end after saving. A validation that this cuts short leaves no trace, and is made when the run goes on."""
+    end after saving. What this cuts short, a step or a validation, leaves no trace and is made when the run goes on."""
 
     def __init__(self):
         self.terminated = False
@@ -194,7 +211,7 @@ class Guard(TrainerCallback):
 
     def _terminate(self, *_) -> None:
         self.terminated = True
-        print("\nSIGTERM: writing a checkpoint after this step", flush=True)
+        print("\nSIGTERM: writing a checkpoint", flush=True)
 
     def on_train_begin(self, args, state, control, **_) -> None:
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit=" steps")
@@ -216,6 +233,9 @@ class Guard(TrainerCallback):
                     f"{name} is {logs[name]} at step {state.global_step}; the last good checkpoint is kept. Lower "
                     "train.learning_rate or train.max_grad_norm, or set quantization.compute_dtype to bfloat16"
                 )
+
+    def on_step_begin(self, args, state, control, **_) -> None:
+        self.random_states = random_states()
 
     def on_step_end(self, args, state, control, **_) -> None:
         self.bar.update()
@@ -267,6 +287,8 @@ class Trainer(SFTTrainer):
         if not self.rehearsed and self.args.device.type == "cuda":
             self.rehearse(model)
         self.rehearsed = True
+        if self.guard.terminated and self.accelerator.num_processes == 1:  # several have to agree: at the step's end
+            raise LeftStep
         return super().training_step(model, inputs, num_items_in_batch)
 
     def rehearse(self, model) -> None:
@@ -296,6 +318,17 @@ class Trainer(SFTTrainer):
         model.zero_grad()
         if self.is_fsdp_enabled:
             model.set_requires_gradient_sync(self.accelerator.sync_gradients)
+
+    def train(self, *args, **kwargs) -> None:
+        try:
+            super().train(*args, **kwargs)
+        except LeftStep:
+            self.guard.bar.close()
+            step = self.state.global_step
+            if step > 0 and not (Path(self.args.output_dir) / f"checkpoint-{step}" / COMPLETE).exists():
+                restore_random(self.guard.random_states)
+                self._save_checkpoint(self.model, trial=None)
+                self.guard.on_save(self.args, self.state, self.control)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         try:
@@ -398,6 +431,20 @@ def attention(plan: MemoryPlan) -> str:
     if plan.compiled:
         return fast_path.attention_implementation(several.state().device)
     return packed_attention.NAME
+
+
+def be_repeatable(plan: MemoryPlan) -> None:
+    """Let a GPU compute the same numbers in every run of this plan.
+
+    Left to itself torch.compile times several kernels for a sum and takes the fastest of the moment, and
+    FlashAttention's backward pass adds up in the order in which its blocks happen to end
+    (https://docs.pytorch.org/docs/stable/notes/randomness.html).
+    """
+    if plan.compiled:
+        torch._inductor.config.deterministic = True
+    else:
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # it would write all memory twice
 
 
 def load_model(params: Params, base: Path, plan: MemoryPlan, here: Device):
@@ -579,14 +626,16 @@ def write_log(path: Path, history: list[dict]) -> None:
         writer.writerows(lines[step] for step in sorted(lines))
 
 
-def environment(params: Params, here: Device) -> dict:
-    """What differs between machines: versions, device, threads. No host name, no path, no variable of the shell."""
+def environment(params: Params, here: Device, plan: MemoryPlan) -> dict:
+    """What differs between machines: versions, device, threads, and the layout that fits them, on which rounding
+    depends. No host name, no path, no variable of the shell."""
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "devices": here.count,
         "threads": torch.get_num_threads(),
+        "layout": {name: getattr(plan, name) for name in ("pack_tokens", "compiled", "recomputed_layers")},
         "packages": {name: version(name) for name in PACKAGES},
         "seeds": {"data": params.data.seed, "train": params.train.seed},
     }

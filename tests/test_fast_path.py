@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.bnb import Linear4bit as LoraLinear4bit
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from benchmarks.train_speed import random_model
+from benchmarks.recipe import random_model
 from stages import fast_path, memory_plan, models, nf4_linear
 
 CONFIG = LlamaConfig(

@@ -104,21 +104,23 @@ def test_sigterm_leaves_a_checkpoint_to_go_on_from(prepared):
     assert not (prepared.path / "models/adapter").exists()
 
 
-# Sends SIGTERM to itself at the first pack of the validation after a step, and says how many packs were validated then.
+# Sends SIGTERM to itself at a pack of what follows a step, and says how many packs were gone through then.
 INTERRUPTED = """
 import os, signal, sys
 from stages import quantize_load_train as stage
 from stages.console import run_stage
 
-validate, packs = stage.Trainer.prediction_step, []
+method, step, pack = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+whole, packs = getattr(stage.SFTTrainer, method), []
 
 def interrupted(trainer, *args, **kwargs):
-    if trainer.state.global_step == int(sys.argv[1]):
+    if trainer.state.global_step == step:
         packs.append(None)
-        os.kill(os.getpid(), signal.SIGTERM)
-    return validate(trainer, *args, **kwargs)
+        if len(packs) == pack:
+            os.kill(os.getpid(), signal.SIGTERM)
+    return whole(trainer, *args, **kwargs)
 
-stage.Trainer.prediction_step = interrupted
+setattr(stage.SFTTrainer, method, interrupted)
 try:
     run_stage(stage.main)
 finally:
@@ -127,15 +129,16 @@ finally:
 
 
 @pytest.mark.slow
-def test_sigterm_in_a_validation_does_not_wait_for_its_end_and_changes_nothing(prepared):
+def test_sigterm_does_not_wait_for_the_end_of_a_step_or_a_validation_and_changes_nothing(prepared):
     prepared.set({"lora.dropout": 0.1, "train.max_length": 256, "train.micro_batch_tokens": 256})
     assert prepared.run("quantize_load_train").returncode == 0
     expected = [(prepared.path / name).read_bytes() for name in MADE]
     shutil.rmtree(prepared.path / "models/adapter")
-    for step in (2, 3):  # the last one, too
-        done = prepared.python("-c", INTERRUPTED, str(step))
+    # Step 2 in its first pack, the validation after it, and the one after the last.
+    for method, step, pack in (("training_step", 1, 1), ("prediction_step", 2, 1), ("prediction_step", 3, 1)):
+        done = prepared.python("-c", INTERRUPTED, method, str(step), str(pack))
         assert refused(done).startswith(f"interrupted after step {step}")
-        assert "packs: 1\n" in done.stdout
+        assert f"packs: {pack}\n" in done.stdout
         (state,) = prepared.path.glob(f".checkpoints/*/checkpoint-{step}/trainer_state.json")
         assert state.with_name("complete").exists()
         validated = [entry["step"] for entry in json.loads(state.read_text())["log_history"] if "eval_loss" in entry]
