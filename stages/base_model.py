@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from stages import hub, user_cache
 from stages.console import Refusal
+from stages.outputs import room_in
 from stages.params import EMBEDDED, Model
 
 RECORD = "base.json"
@@ -129,7 +130,7 @@ def _embedded() -> Path:
     folder = embedded_folder()
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as work:
+        with tempfile.TemporaryDirectory(dir=folder.parent) as work, room_in(folder.parent):
             exported = _export(_embedded_gguf(Path(work)))
             try:
                 exported.rename(folder)

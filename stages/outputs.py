@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,8 +60,10 @@ def write_bytes(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with room_in(path.parent):
-            partial.write_bytes(content)
+        with room_in(path.parent), partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # or a loss of power could leave the new name without the content
     except BaseException:
         partial.unlink(missing_ok=True)
         raise

@@ -58,6 +58,7 @@ from stages.params import Params, Train, load_params
 PREPARED = Path("data/prepared")
 SPLITS = ("train", "validation")
 COMPLETE = "complete"  # written into a checkpoint when all else is: the digests of its files
+LAYOUT = {"devices", "parallel", "memory", "micro_batch_tokens", "compile"}  # of train: how, and not what it learns
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
 
 
@@ -147,12 +148,12 @@ def plan_steps(encoded: list[chat.Encoded], pack_tokens: int, train: Train, proc
 def checkpoint_folder(params: Params) -> Path:
     """.checkpoints/<hash> of all that decides the result: parameters, rows and the base model.
 
-    Devices have no part in it: a run goes on with another number of them. Under DVC_ROOT, the repository that a person
-    works in, also when DVC runs this stage in a temporary copy of it.
+    Devices and layout have no part in it: a run goes on with more of them, or with less memory. Under DVC_ROOT, the
+    repository that a person works in, also when DVC runs this stage in a temporary copy of it.
     """
     digest = hashlib.sha256()
     for section in (params.quantization, params.lora, params.train):
-        digest.update(section.model_dump_json(exclude={"devices", "parallel"}).encode())
+        digest.update(section.model_dump_json(exclude=LAYOUT).encode())
     for path in (PREPARED / "train.jsonl", PREPARED / "validation.jsonl", Path("models/base") / base_model.RECORD):
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return Path(os.environ.get("DVC_ROOT", ".")) / ".checkpoints" / digest.hexdigest()[:16]
@@ -163,7 +164,11 @@ def usable_checkpoint(folder: Path) -> Path | None:
     while folder.is_dir() and (last := get_last_checkpoint(str(folder))):
         last = Path(last)
         if (last / COMPLETE).exists():
-            written, found = json.loads((last / COMPLETE).read_text()), digests(last)
+            found = digests(last)
+            try:
+                written = json.loads((last / COMPLETE).read_text())
+            except ValueError:
+                written = {COMPLETE: "what cannot be read"}
             damaged = [name for name in written if found.get(name) != written[name]]
             if not damaged:
                 return last
@@ -207,9 +212,8 @@ class Guard(TrainerCallback):
         self.terminated = False
         self.validated = True
         self.shown: dict[str, str] = {}
-        signal.signal(signal.SIGTERM, self._terminate)
 
-    def _terminate(self, *_) -> None:
+    def terminate(self, *_) -> None:
         self.terminated = True
         print("\nSIGTERM: writing a checkpoint", flush=True)
 
@@ -320,6 +324,7 @@ class Trainer(SFTTrainer):
             model.set_requires_gradient_sync(self.accelerator.sync_gradients)
 
     def train(self, *args, **kwargs) -> None:
+        before = signal.signal(signal.SIGTERM, self.guard.terminate)
         try:
             super().train(*args, **kwargs)
         except LeftStep:
@@ -329,6 +334,8 @@ class Trainer(SFTTrainer):
                 restore_random(self.guard.random_states)
                 self._save_checkpoint(self.model, trial=None)
                 self.guard.on_save(self.args, self.state, self.control)
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         try:
@@ -572,7 +579,10 @@ def train(trainer: Trainer, rows, steps, checkpoints: Path) -> dict:
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     seconds = time.monotonic() - begin
     if trainer.interrupted:
-        raise Refusal(f"interrupted after step {trainer.state.global_step}; `dvc repro` goes on from there")
+        step = trainer.state.global_step
+        if step == 0:
+            raise Refusal("interrupted in the first step; `dvc repro` starts anew")
+        raise Refusal(f"interrupted after step {step}; `dvc repro` goes on from there")
     check_trained(trainer.whole_adapter(), started)
     return run_metrics(trainer, size, rows, steps, seconds, resumed)
 

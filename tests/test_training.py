@@ -148,6 +148,21 @@ def test_sigterm_does_not_wait_for_the_end_of_a_step_or_a_validation_and_changes
     assert [(prepared.path / name).read_bytes() for name in MADE] == expected
 
 
+@pytest.mark.slow
+def test_a_run_that_was_interrupted_goes_on_with_less_memory(prepared):
+    prepared.set({"lora.dtype": "float32", "train.max_length": 256, "train.micro_batch_tokens": 1024})
+    assert prepared.run("quantize_load_train").returncode == 0
+    whole = adapter(prepared)
+    done = prepared.python("-c", INTERRUPTED, "training_step", "0", "1")
+    assert refused(done).startswith("interrupted after step 1;")
+    prepared.set({"train.memory": "low", "train.micro_batch_tokens": 256})
+    done = prepared.run("quantize_load_train")
+    assert ", from checkpoint-1" in done.stdout
+    lighter = adapter(prepared)
+    apart = max((whole[name] - lighter[name]).abs().max().item() for name in whole)
+    assert apart < 1e-5
+
+
 def test_gradients_are_clipped_as_a_whole_and_cleared_after_each_step(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     norms = []
@@ -169,7 +184,6 @@ def test_gradients_are_clipped_as_a_whole_and_cleared_after_each_step(tmp_path, 
         processing_class=blank_tokenizer(),
         peft_config=LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"),
     )
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the trainer's own is for a process that is its own
     trainer.add_callback(Gradients())
     trainer.train()
     assert [norm.item() for norm in norms] == pytest.approx([1e-3] * 2, rel=0.02)
