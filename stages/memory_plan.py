@@ -27,7 +27,7 @@ FAST_EFFICIENCY = 0.60  # of the GPU's rate on large matrix products
 PLAIN_EFFICIENCY = 0.33
 COMPILE_SECONDS = 20.0  # both graphs and both lengths: 16 measured on 16 cores with nothing cached, 9 in later runs
 # Seconds that Python takes to start a layer's work of one pack, forward and back: a small model's or a short pack's GPU
-# waits for it (5.7 to 7.3 ms compiled and 17 ms plain, measured on 16 cores).
+# waits for it (5 to 9 ms compiled, by host, and 17 ms plain).
 FAST_LAUNCH = 0.006
 PLAIN_LAUNCH = 0.017
 
