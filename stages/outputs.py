@@ -25,8 +25,8 @@ def room_in(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-        if full or shutil.disk_usage(folder).free < FULL:
+        said = os.strerror(errno.ENOSPC) in str(error)  # safetensors', whose file is gone again by now
+        if said or shutil.disk_usage(folder).free < FULL:
             raise Refusal(f"the disk is full (while writing {folder}): free some space and run again") from None
         raise
 

@@ -71,6 +71,22 @@ def test_a_disk_that_fills_while_a_gguf_is_quantized(prepared):
     assert left == {"models/base/base.json", "models/bf16/base.json", "models/bf16/model.gguf"}
 
 
+@small_disk
+def test_a_disk_that_is_too_small_for_a_file_of_weights(prepared):
+    """safetensors takes the whole room first and gives it back when it fails: the disk does not look full then."""
+    Path("fill.py").write_text(
+        "import torch; from pathlib import Path; from safetensors.torch import save_file\n"
+        "from stages.console import run_stage; from stages.outputs import new_folder\n"
+        "def main():\n"
+        "    with new_folder(Path('models/full')) as folder:\n"
+        "        save_file({'x': torch.zeros(10**6)}, folder / 'x.safetensors')\n"
+        "run_stage(main)\n"
+    )
+    done, left = on_small_disk(prepared, "models", 2_000_000, "fill")
+    assert refused(done).startswith("the disk is full (while writing models/.full.partial)")
+    assert left == {"models/base/base.json"}
+
+
 RUN = "from stages.console import run_stage; import torch; run_stage(lambda: {})"
 
 
