@@ -411,15 +411,16 @@ class Trainer(SFTTrainer):
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _load_optimizer_and_scheduler(self, checkpoint) -> None:
-        if not self.is_fsdp_enabled or checkpoint is None:
-            return super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
         state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        for at, moments in state["state"].items():
-            mesh, placements = parameters[at].device_mesh, parameters[at].placements
-            for name, value in moments.items():
-                if value.shape == parameters[at].shape:
-                    moments[name] = distribute_tensor(value.to(self.args.device), mesh, placements)
+        if self.is_fsdp_enabled:
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            for at, moments in state["state"].items():
+                mesh, placements = parameters[at].device_mesh, parameters[at].placements
+                for name, value in moments.items():
+                    if value.shape == parameters[at].shape:
+                        moments[name] = distribute_tensor(value.to(self.args.device), mesh, placements)
         self.optimizer.load_state_dict(state)
         schedule = torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True)
         self.lr_scheduler.load_state_dict(schedule)

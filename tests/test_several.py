@@ -99,6 +99,19 @@ def test_a_process_that_dies_ends_the_run_and_one_process_goes_on_from_there(pre
     assert_as_one_process(prepared)
 
 
+def test_one_process_that_was_interrupted_goes_on_as_two(prepared):
+    for devices, status in ((1, 1), (2, 0)):
+        prepared.set({"train.devices": devices})
+        process = start(prepared)
+        if status:
+            after_a_checkpoint(prepared, process)
+            process.send_signal(signal.SIGTERM)
+        output, errors = process.communicate(timeout=120)
+        assert process.returncode == status, errors
+    assert "training: 5 steps of 4 rows, from checkpoint-" in output
+    assert_as_one_process(prepared)
+
+
 @pytest.mark.slow
 def test_sigterm_leaves_a_checkpoint_that_both_processes_agree_on(prepared):
     prepared.set({"train.devices": 2, "train.max_steps": 500, "train.epochs": 200})
