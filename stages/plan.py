@@ -5,12 +5,11 @@ Fetches no weights (except for the embedded model, which comes as one package) a
 """
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from stages import base_model, device, doctor, layout, models, prepare_dataset, rows, several
+from stages import base_model, doctor, layout, models, prepare_dataset, rows, several
 from stages.console import Refusal, run_stage, summary
 from stages.device import Device
 from stages.memory_plan import Shape
@@ -41,7 +40,7 @@ def main() -> None:
         },
     )
     try:
-        here = devices_here(params.train)
+        here = several.devices_here(params.train)
         plan = layout.lay_out(shape, lengths, params.train, here)
         summary(f"training on {here.name}", layout.describe(shape, plan, steps, here))
     except Refusal as refusal:
@@ -108,20 +107,6 @@ def estimate(data: Data, longest: int) -> list[int]:
 
 def share_for_training(data: Data) -> float:
     return 1 - data.validation_fraction - (0 if data.test_source else data.test_fraction)
-
-
-def devices_here(train: Train) -> Device:
-    """What quantize-load-train would use on this machine, and on others like it if it is to run on several.
-
-    Raises:
-        Refusal: if train.devices and train.parallel ask for what is not there.
-    """
-    count = several.wanted(train) * several.machines()
-    one = device.gpu() if torch.cuda.is_available() else device.cpu()
-    if count == 1:
-        return one
-    free = one.free if one.is_gpu else one.free // count
-    return replace(one, name=f"{count} x {one.name}", free=free, count=count, sharded=train.parallel == "fsdp")
 
 
 def cards(train: Train) -> int:

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import TypeVar
 
@@ -21,7 +22,9 @@ from torch import distributed
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
 
+from stages import device
 from stages.console import Refusal, run_stage
+from stages.device import Device
 from stages.params import Train
 
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed")
@@ -75,6 +78,20 @@ def machines() -> int:
     if "MASTER_ADDR" not in os.environ:
         raise Refusal("MASTER_ADDR: several machines need the first one's address here; see docs/several_gpus.md")
     return int(count)
+
+
+def devices_here(train: Train) -> Device:
+    """What quantize-load-train would use on this machine, and on others like it if it is to run on several.
+
+    Raises:
+        Refusal: as `wanted` and `machines` do.
+    """
+    count = wanted(train) * machines()
+    one = device.gpu() if torch.cuda.is_available() else device.cpu()
+    if count == 1:
+        return one
+    free = one.free if one.is_gpu else one.free // count
+    return replace(one, name=f"{count} x {one.name}", free=free, count=count, sharded=train.parallel == "fsdp")
 
 
 def is_started() -> bool:
