@@ -67,9 +67,7 @@ def main() -> None:
     if not several.is_started() and (processes := several.wanted(params.train)) * machines > 1:
         several.start("stages.quantize_load_train", processes, count=machines)
         return
-    # Set before the first allocation: packs of changing lengths leave gaps in memory otherwise.
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what be_repeatable asks for
+    prepare_gpu()
     base = base_model.locate(Path("models/base"))
     skeleton = models.skeleton(base)
     models.check_target_modules(skeleton, params.lora)
@@ -431,6 +429,13 @@ def attention(plan: MemoryPlan) -> str:
     if plan.compiled:
         return fast_path.attention_implementation(several.state().device)
     return packed_attention.NAME
+
+
+def prepare_gpu() -> None:
+    """Set what has to be there before the first allocation on a GPU."""
+    # Packs of changing lengths leave gaps in memory otherwise.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what be_repeatable asks for
 
 
 def be_repeatable(plan: MemoryPlan) -> None:
