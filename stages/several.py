@@ -67,12 +67,14 @@ def machines() -> int:
     """Machines that train together: 1 unless NNODES says more.
 
     Raises:
-        Refusal: if a variable that several machines need is missing or is no number.
+        Refusal: if a variable that several machines need is missing or is no such number.
     """
     count = os.environ.get("NNODES", "1")
-    if count == "1":
+    if not count.isdecimal() or int(count) == 0:
+        raise Refusal("NNODES: this variable is the number of machines, 1 or more; see docs/several_gpus.md")
+    if int(count) == 1:
         return 1
-    for name in ("NNODES", "NODE_RANK", "MASTER_PORT"):
+    for name in ("NODE_RANK", "MASTER_PORT"):
         if not os.environ.get(name, "").isdigit():
             raise Refusal(f"{name}: several machines need a number in this variable; see docs/several_gpus.md")
     if "MASTER_ADDR" not in os.environ:
