@@ -29,6 +29,7 @@ from stages.quantize_load_train import (
     load_model,
     make_trainer,
     plan_steps,
+    prepare_gpu,
     read_encoded,
 )
 
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--json", help="write the curves there as well")
     arguments = parser.parse_args()
+    prepare_gpu()
     params = load_params()
     base = base_model.fetch(params.model)
     tokenizer = chat.load_tokenizer(base)

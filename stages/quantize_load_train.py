@@ -445,10 +445,10 @@ def be_repeatable(plan: MemoryPlan) -> None:
     FlashAttention's backward pass adds up in the order in which its blocks happen to end
     (https://docs.pytorch.org/docs/stable/notes/randomness.html).
     """
+    torch.use_deterministic_algorithms(not plan.compiled)
     if plan.compiled:
         torch._inductor.config.deterministic = True
     else:
-        torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # it would write all memory twice
 
 
