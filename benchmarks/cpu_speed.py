@@ -9,6 +9,7 @@ alike; printed are the medians.
 
 import argparse
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -19,10 +20,10 @@ from peft import LoraConfig
 from transformers import TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
-from stages import base_model, chat, layout, memory_plan, models
+from stages import base_model, chat, device, layout, memory_plan, models
 from stages.console import run_stage
 from stages.params import load_params
-from stages.quantize_load_train import PREPARED, SPLITS, make_trainer, plan_steps, read_encoded
+from stages.quantize_load_train import PREPARED, SPLITS, load_model, make_trainer, plan_steps, read_encoded
 
 WARM_UP = 1  # steps that are not timed
 
@@ -47,6 +48,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=16)
     arguments = parser.parse_args()
+    if arguments.steps <= WARM_UP:
+        sys.exit(f"error: the first {WARM_UP} steps are not timed: take more --steps")
     params = load_params()
     train = params.train.model_copy(
         update={
@@ -62,7 +65,8 @@ def main() -> None:
     rows = {split: read_encoded(PREPARED / f"{split}.jsonl", train, tokenizer, stops) for split in SPLITS}
     shape = layout.shape_of(models.skeleton(base), params.lora)
     plan = memory_plan.predict_on_cpu(shape, layout.CPU_PACK_TOKENS, train.optimizer)
-    steps = plan_steps(rows["train"], plan.pack_tokens, train)
+    here = device.cpu()
+    steps = plan_steps(rows["train"], plan.pack_tokens, train, here.count)
 
     first, second = threading.Semaphore(1), threading.Semaphore(0)
     turns = {"trl": Turns(first, second), "here": Turns(second, first)}
@@ -70,7 +74,9 @@ def main() -> None:
         set_seed(train.seed)
         trainers = {
             "trl": trl_trainer(params, base, tokenizer, rows["train"], steps, checkpoints),
-            "here": make_trainer(params, base, tokenizer, rows, steps, plan, Path(checkpoints)),
+            "here": make_trainer(
+                params, load_model(params, base, plan, here), tokenizer, rows, steps, plan, here, Path(checkpoints)
+            ),
         }
         for name, trainer in trainers.items():
             trainer.add_callback(turns[name])
@@ -98,7 +104,7 @@ def main() -> None:
 def trl_trainer(params, base: Path, tokenizer, rows, steps, output: str) -> SFTTrainer:
     """trl's trainer with dropout, on padded batches of the same rows."""
     lora, train = params.lora, params.train
-    order = [row for step in steps for pack in step for row in pack]
+    order = [rows[at] for step in steps for pack in step for at in pack]
     return SFTTrainer(
         models.load_base(base, params.quantization),
         SFTConfig(
@@ -120,7 +126,9 @@ def trl_trainer(params, base: Path, tokenizer, rows, steps, output: str) -> SFTT
             report_to="none",
             disable_tqdm=True,
         ),
-        train_dataset=Dataset.from_list([{"input_ids": rows[at].input_ids, "labels": rows[at].labels} for at in order]),
+        train_dataset=Dataset.from_list(
+            [{"input_ids": list(row.input_ids), "labels": list(row.labels)} for row in order]
+        ),
         processing_class=tokenizer,
         peft_config=LoraConfig(
             r=lora.r,

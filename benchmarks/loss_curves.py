@@ -21,7 +21,17 @@ from transformers import set_seed
 from stages import base_model, chat, layout, memory_plan, models
 from stages.console import run_stage
 from stages.params import Params, load_params
-from stages.quantize_load_train import PREPARED, SPLITS, make_trainer, plan_steps, read_encoded
+from stages.quantize_load_train import (
+    PREPARED,
+    SPLITS,
+    be_repeatable,
+    devices,
+    load_model,
+    make_trainer,
+    plan_steps,
+    prepare_gpu,
+    read_encoded,
+)
 
 SMOOTHED = 10  # steps
 RUNS = {"plain": (False, 0), "plain, another seed": (False, 1), "fast": (True, 0)}
@@ -32,6 +42,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--json", help="write the curves there as well")
     arguments = parser.parse_args()
+    prepare_gpu()
     params = load_params()
     base = base_model.fetch(params.model)
     tokenizer = chat.load_tokenizer(base)
@@ -70,18 +81,23 @@ def losses(compiled: bool, seed: int, count: int, params: Params, base: Path, to
     )
     shape = layout.shape_of(models.skeleton(base), params.lora)
     plan = memory_plan.predict(shape, layout.CPU_PACK_TOKENS, 0, train.optimizer, compiled)
-    steps = plan_steps(rows["train"], plan.pack_tokens, train.model_copy(update={"seed": 0}))
+    here = devices(train)
+    steps = plan_steps(rows["train"], plan.pack_tokens, train.model_copy(update={"seed": 0}), here.count)
     set_seed(seed)
+    if here.is_gpu:
+        be_repeatable(plan)
+    variant = params.model_copy(update={"train": train})
+    model = load_model(variant, base, plan, here)
     with tempfile.TemporaryDirectory() as checkpoints:
-        variant = params.model_copy(update={"train": train})
-        trainer = make_trainer(variant, base, tokenizer, rows, steps, plan, Path(checkpoints))
+        trainer = make_trainer(variant, model, tokenizer, rows, steps, plan, here, Path(checkpoints))
         trainer.train()
     torch._dynamo.reset()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
 def smooth(curve: list[float]) -> np.ndarray:
-    return np.convolve(curve, np.full(SMOOTHED, 1 / SMOOTHED), "valid")
+    steps = min(SMOOTHED, len(curve))
+    return np.convolve(curve, np.full(steps, 1 / steps), "valid")
 
 
 if __name__ == "__main__":

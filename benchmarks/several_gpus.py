@@ -11,7 +11,6 @@ together, the peak memory of each (of tensors, and with what torch's allocator h
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 import time
@@ -21,15 +20,13 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback, set_seed
 
-from benchmarks.recipe import blank_tokenizer, random_model
+from benchmarks.recipe import WARM_UP, blank_tokenizer, random_model
 from benchmarks.shapes import SHAPES
 from benchmarks.train_speed import random_rows, shape_of
 from stages import layout, quantize_load_train, several
 from stages.console import run_stage
 from stages.memory_plan import MemoryPlan
 from stages.params import load_params
-
-WARM_UP = 2  # steps that compile and allocate, and are not timed
 
 
 class Times(TrainerCallback):
@@ -128,8 +125,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.steps <= WARM_UP:
         sys.exit(f"error: the first {WARM_UP} steps are not timed: take more --steps")
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    quantize_load_train.prepare_gpu()
     if arguments.devices > 1 and not several.is_started():
         several.start("benchmarks.several_gpus", arguments.devices, *sys.argv[1:], count=several.machines())
     else:

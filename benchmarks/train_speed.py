@@ -17,7 +17,6 @@ import argparse
 import hashlib
 import json
 import multiprocessing
-import os
 import random
 import subprocess
 import sys
@@ -31,14 +30,15 @@ from peft import LoraConfig, prepare_model_for_kbit_training
 from transformers import AutoModelForCausalLM
 from trl import SFTTrainer
 
-from benchmarks.recipe import PROFILED, Clock, blank_tokenizer, figures, random_model, settings
+from benchmarks.recipe import PROFILED, WARM_UP, Clock, blank_tokenizer, figures, random_model, settings
 from benchmarks.shapes import SHAPES
 from stages import device, fast_path, layout, memory_plan, packing
 from stages.chat import IGNORED, Encoded
 from stages.memory_plan import MemoryPlan, Shape
 from stages.params import Train
-from stages.quantize_load_train import Trainer, attention, be_repeatable
+from stages.quantize_load_train import Trainer, attention, be_repeatable, prepare_gpu
 
+ARTICLE_ROWS = 4  # rows of a micro-batch of the articles
 TOLERANCE = 0.02  # between the losses of two recipes at the same step: bf16 in another order of summation
 
 
@@ -68,7 +68,13 @@ def article_trainer(shape: str, rows: list[Encoded], steps: list[list[list[int]]
     torch.manual_seed(0)  # of the adapter
     return SFTTrainer(
         model,
-        settings(4, len(order) // len(steps) // 4, len(steps), optim="paged_adamw_8bit", gradient_checkpointing=True),
+        settings(
+            ARTICLE_ROWS,
+            len(order) // len(steps) // ARTICLE_ROWS,
+            len(steps),
+            optim="paged_adamw_8bit",
+            gradient_checkpointing=True,
+        ),
         train_dataset=dataset,
         processing_class=blank_tokenizer(),
         peft_config=lora(0.05, **adapter),
@@ -221,6 +227,13 @@ def main() -> None:
     )
     parser.add_argument("--json", help="write the results there as well")
     arguments = parser.parse_args()
+    if arguments.steps <= WARM_UP:
+        sys.exit(f"error: the first {WARM_UP} steps are not timed: take more --steps")
+    if "article" in arguments.recipes and arguments.batch_size % ARTICLE_ROWS:
+        sys.exit(
+            f"error: --batch-size {arguments.batch_size}: the articles' recipe takes {ARTICLE_ROWS} rows at a time: "
+            "take a multiple, or leave it out with --recipes project"
+        )
     if not torch.cuda.is_available():
         sys.exit("error: this benchmark measures a GPU and there is none")
     if not arguments.recipes and not arguments.unsloth:
@@ -228,8 +241,7 @@ def main() -> None:
     if arguments.profile and arguments.steps <= PROFILED:
         sys.exit(f"error: --profile looks at step {PROFILED + 1}: take more --steps")
 
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    prepare_gpu()
     capacity = min(torch.cuda.mem_get_info()[0], int((arguments.capacity_gb or 1000) * 1e9))
     rows = random_rows(arguments.rows, arguments.batch_size * arguments.steps, SHAPES[arguments.shape][0].vocab_size)
     longest = max(len(row.input_ids) for row in rows)

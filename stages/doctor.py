@@ -433,22 +433,23 @@ def bits_of(type_: str) -> int:
 
 
 def training_memory(params, shape) -> Finding:
-    """What training takes, as `stages.layout` plans it for rows of the greatest length."""
-    import torch
+    """What training takes of each device that it uses, as `stages.layout` plans it for rows of the greatest length."""
+    from stages import layout, several
 
-    from stages import device, layout
-
+    try:
+        here = several.devices_here(params.train)
+    except Refusal as refusal:
+        return Finding(PROBLEM, "training", str(refusal))
     if shape is None:  # the embedded model before it is fetched
         return Finding(OK, "training", "fits any machine")
     size = f"{shape.parameters / 1e9:.2f} billion parameters"
-    here = device.gpu() if torch.cuda.is_available() else device.cpu()
     longest = [params.train.max_length] * params.train.batch_size
     one_step = params.train.model_copy(update={"epochs": 1.0, "max_steps": 1})
     try:
         plan = layout.lay_out(shape, longest, one_step, here)
     except Refusal as refusal:
         return Finding(PROBLEM, "training", f"{size}: {refusal}")
-    figure = f"{size} on {here.name}: about {gb(plan.peak)}, {gb(here.free)} free"
+    figure = f"{size} on {here.name}: about {gb(plan.peak)}, {gb(here.free)} free{' on each' * (here.count > 1)}"
     if plan.peak > here.free:
         return Finding(PROBLEM, "training", figure, "train on a GPU, or choose a smaller model")
     if not here.is_gpu and shape.parameters > CPU_SIZED:

@@ -1,22 +1,21 @@
 """plan: what a run of the current params.yaml will need: parameters, memory, tokens, time and disk.
 
-Works before anything was run: reads the model's config.json, and the prepared rows if there are any. Fetches no weights
-(except for the embedded model, which comes as one package) and writes nothing.
+Works before anything was run: reads the model's config.json, and the prepared rows if there are any of these params.
+Fetches no weights (except for the embedded model, which comes as one package) and writes nothing.
 """
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from stages import base_model, device, doctor, layout, models, rows, several
+from stages import base_model, doctor, layout, models, prepare_dataset, rows, several
 from stages.console import Refusal, run_stage, summary
 from stages.device import Device
 from stages.memory_plan import Shape
 from stages.params import Data, Params, Train, load_params
 
-PREPARED = Path("data/prepared/train.jsonl")
+PREPARED = Path("data/prepared")
 CHARACTERS = 3.5  # a token: the built-in text-to-SQL rows with SmolLM2's tokenizer
 CARDS = (8, 12, 16, 24, 48, 80)  # GB
 CARD_FREE = 0.94  # of a card's memory, when nothing else uses it
@@ -41,7 +40,7 @@ def main() -> None:
         },
     )
     try:
-        here = devices_here(params.train)
+        here = several.devices_here(params.train)
         plan = layout.lay_out(shape, lengths, params.train, here)
         summary(f"training on {here.name}", layout.describe(shape, plan, steps, here))
     except Refusal as refusal:
@@ -73,9 +72,13 @@ def row_lengths(params: Params) -> tuple[list[int], str]:
         Refusal: if the rows are in a file, and it cannot be read or none of them can be used.
     """
     data, longest = params.data, params.train.max_length
-    if PREPARED.is_file():
-        with PREPARED.open(encoding="utf-8") as lines:
-            return [min(json.loads(line)["tokens"], longest) for line in lines], "as prepared"
+    stale = ""
+    if (PREPARED / "report.json").is_file():
+        report = json.loads((PREPARED / "report.json").read_text(encoding="utf-8"))
+        if report.get("made_from") == prepare_dataset.made_from(params.model, data, longest):
+            with (PREPARED / "train.jsonl").open(encoding="utf-8") as lines:
+                return [min(json.loads(line)["tokens"], longest) for line in lines], "as prepared"
+        stale = f"; the rows in {PREPARED} are those of other params"
     if data.is_local:
         lengths = sorted(estimate(data, longest))
         if not lengths:
@@ -83,10 +86,10 @@ def row_lengths(params: Params) -> tuple[list[int], str]:
         wanted = min(len(lengths), data.train_rows or round(len(lengths) * share_for_training(data)))
         # Evenly spaced, from short to long, the longest among them.
         chosen = [lengths[(at + 1) * len(lengths) // wanted - 1] for at in range(wanted)]
-        return chosen, f"an estimate from {data.source}; exact after `dvc repro prepare-dataset`"
+        return chosen, f"an estimate from {data.source}{stale}; exact after `dvc repro prepare-dataset`"
     count = data.train_rows or 1000
     return [longest // 4] * (count - 1) + [longest], (
-        f"a guess: {data.source} is read by `dvc repro prepare-dataset`, after which this is exact"
+        f"a guess: {data.source} is read by `dvc repro prepare-dataset`, after which this is exact{stale}"
     )
 
 
@@ -104,20 +107,6 @@ def estimate(data: Data, longest: int) -> list[int]:
 
 def share_for_training(data: Data) -> float:
     return 1 - data.validation_fraction - (0 if data.test_source else data.test_fraction)
-
-
-def devices_here(train: Train) -> Device:
-    """What quantize-load-train would use on this machine, and on others like it if it is to run on several.
-
-    Raises:
-        Refusal: if train.devices and train.parallel ask for what is not there.
-    """
-    count = several.wanted(train) * several.machines()
-    one = device.gpu() if torch.cuda.is_available() else device.cpu()
-    if count == 1:
-        return one
-    free = one.free if one.is_gpu else one.free // count
-    return replace(one, name=f"{count} x {one.name}", free=free, count=count, sharded=train.parallel == "fsdp")
 
 
 def cards(train: Train) -> int:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from stages import base_model, chat, rows
 from stages.console import Refusal, run_stage, summary
 from stages.outputs import new_folder, write_json
-from stages.params import Data, load_params
+from stages.params import Data, Model, load_params
 
 SPLITS = ("train", "validation", "test")
 
@@ -29,6 +29,7 @@ def main() -> None:
     params = load_params()
     data, max_length = params.data, params.train.max_length
     folder = base_model.locate(Path("models/base"))
+    record = json.loads((Path("models/base") / base_model.RECORD).read_text(encoding="utf-8"))
     tokenizer = chat.load_tokenizer(folder)
     stops = chat.stop_ids(tokenizer, folder)
 
@@ -44,6 +45,7 @@ def main() -> None:
             report = write_splits(output, index, rejected, data, max_length)
         report["rows"]["rejected"] = dict(rejected.reasons.most_common())
         refuse_empty_splits(report, data)
+        report["made_from"] = made_from(Model(id=record["id"], revision=record["revision"]), data, max_length)
         write_json(output / "report.json", report)
 
     tokens = report["tokens"]["train"]
@@ -57,6 +59,11 @@ def main() -> None:
             "supervised": f"{tokens['supervised']} of {tokens['total']} training tokens",
         },
     )
+
+
+def made_from(model: Model, data: Data, max_length: int) -> dict:
+    """The parameters that decide the prepared rows, as report.json tells them."""
+    return {"model": model.model_dump(), "data": data.model_dump(), "train.max_length": max_length}
 
 
 def source_rows(data: Data) -> Iterator[tuple[bool, str, dict]]:

@@ -68,9 +68,7 @@ def main() -> None:
     if not several.is_started() and (processes := several.wanted(params.train)) * machines > 1:
         several.start("stages.quantize_load_train", processes, count=machines)
         return
-    # Set before the first allocation: packs of changing lengths leave gaps in memory otherwise.
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what be_repeatable asks for
+    prepare_gpu()
     base = base_model.locate(Path("models/base"))
     skeleton = models.skeleton(base)
     models.check_target_modules(skeleton, params.lora)
@@ -441,6 +439,13 @@ def attention(plan: MemoryPlan) -> str:
     return packed_attention.NAME
 
 
+def prepare_gpu() -> None:
+    """Set what has to be there before the first allocation on a GPU."""
+    # Packs of changing lengths leave gaps in memory otherwise.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what be_repeatable asks for
+
+
 def be_repeatable(plan: MemoryPlan) -> None:
     """Let a GPU compute the same numbers in every run of this plan.
 
@@ -448,10 +453,10 @@ def be_repeatable(plan: MemoryPlan) -> None:
     FlashAttention's backward pass adds up in the order in which its blocks happen to end
     (https://docs.pytorch.org/docs/stable/notes/randomness.html).
     """
+    torch.use_deterministic_algorithms(not plan.compiled)
     if plan.compiled:
         torch._inductor.config.deterministic = True
     else:
-        torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # it would write all memory twice
 
 

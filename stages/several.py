@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import TypeVar
 
@@ -21,7 +22,9 @@ from torch import distributed
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
 
+from stages import device
 from stages.console import Refusal, run_stage
+from stages.device import Device
 from stages.params import Train
 
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed")
@@ -64,17 +67,33 @@ def machines() -> int:
     """Machines that train together: 1 unless NNODES says more.
 
     Raises:
-        Refusal: if a variable that several machines need is missing or is no number.
+        Refusal: if a variable that several machines need is missing or is no such number.
     """
     count = os.environ.get("NNODES", "1")
-    if count == "1":
+    if not count.isdecimal() or int(count) == 0:
+        raise Refusal("NNODES: this variable is the number of machines, 1 or more; see docs/several_gpus.md")
+    if int(count) == 1:
         return 1
-    for name in ("NNODES", "NODE_RANK", "MASTER_PORT"):
+    for name in ("NODE_RANK", "MASTER_PORT"):
         if not os.environ.get(name, "").isdigit():
             raise Refusal(f"{name}: several machines need a number in this variable; see docs/several_gpus.md")
     if "MASTER_ADDR" not in os.environ:
         raise Refusal("MASTER_ADDR: several machines need the first one's address here; see docs/several_gpus.md")
     return int(count)
+
+
+def devices_here(train: Train) -> Device:
+    """What quantize-load-train would use on this machine, and on others like it if it is to run on several.
+
+    Raises:
+        Refusal: as `wanted` and `machines` do.
+    """
+    count = wanted(train) * machines()
+    one = device.gpu() if torch.cuda.is_available() else device.cpu()
+    if count == 1:
+        return one
+    free = one.free if one.is_gpu else one.free // count
+    return replace(one, name=f"{count} x {one.name}", free=free, count=count, sharded=train.parallel == "fsdp")
 
 
 def is_started() -> bool:

@@ -14,6 +14,7 @@ from stages import device, doctor, llama_cpp
 from stages.console import Refusal
 from stages.params import Params, load_params
 
+GB = 10**9
 NAME = "org/tiny"
 usage = namedtuple("usage", "total used free")
 
@@ -234,15 +235,27 @@ def test_memory_that_is_too_small(params, tiny_model, monkeypatch):
     assert float32.advice == "set merge.dtype to bfloat16"
 
 
-def test_an_8b_run_on_a_machine_that_is_too_small(tmp_path, monkeypatch):
-    """Figures, and the parameter that would help, for the recipe of 8 billion parameters; its weights are not here."""
+@pytest.fixture
+def of_8b(tmp_path):
+    """The recipe of 8 billion parameters, its model (whose weights are not here) and the shape."""
     params = load_params(REPO / "recipes/llama3-8b-sql.yaml")
     widths = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8}
     LlamaConfig(vocab_size=128256, **widths).save_pretrained(tmp_path)
     model = doctor.BaseModel(16_060_000_000, 0, tmp_path)
-    shape = doctor.model_shape(params, model)
+    return params, model, doctor.model_shape(params, model)
+
+
+def with_gpus(monkeypatch, count: int, free: int) -> None:
+    """Let there be so many GPUs, with so many bytes free of each."""
+    cuda = namedtuple("cuda", "is_available device_count mem_get_info")
+    monkeypatch.setattr(torch, "cuda", cuda(lambda: True, lambda: count, lambda: (free, free)))
+    monkeypatch.setattr(device, "gpu", lambda: device.Device("a card", True, free, 1e14))
+
+
+def test_an_8b_run_on_a_machine_that_is_too_small(of_8b, monkeypatch):
+    """Figures, and the parameter that would help."""
+    params, model, shape = of_8b
     assert shape.trainable == 41_943_040
-    GB = 10**9
 
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(250 * GB, 210 * GB, 40 * GB))
     finding = the(doctor.disk(params, model, shape))
@@ -252,9 +265,7 @@ def test_an_8b_run_on_a_machine_that_is_too_small(tmp_path, monkeypatch):
 
     monkeypatch.setattr(device, "available_memory", lambda: 12 * GB)
     assert doctor.merge_memory(params, model).level == doctor.OK
-    gpu = namedtuple("cuda", "is_available mem_get_info")(lambda: True, lambda: (12 * GB, 12 * GB))
-    monkeypatch.setattr(torch, "cuda", gpu)
-    monkeypatch.setattr(device, "gpu", lambda: device.Device("a card", True, 12 * GB, 1e14))
+    with_gpus(monkeypatch, 1, 12 * GB)
     finding = doctor.scoring_memory(params, model)
     assert finding.level == doctor.PROBLEM
     assert finding.figure == "base and merged take 17.7 GB, 12.0 GB free on the GPU, 12.0 GB of RAM available"
@@ -263,12 +274,24 @@ def test_an_8b_run_on_a_machine_that_is_too_small(tmp_path, monkeypatch):
     assert doctor.scoring_memory(few, model).level == doctor.OK
     assert doctor.training_memory(params, shape).level == doctor.OK
 
-    monkeypatch.setattr(device, "gpu", lambda: device.Device("a card", True, 5 * GB, 1e14))
+    with_gpus(monkeypatch, 1, 5 * GB)
     finding = doctor.training_memory(params, shape)
     assert finding.level == doctor.PROBLEM
     assert re.search(
         r"training needs about \d\.\d GB of GPU memory and 5\.0 GB are free: lower train\.max_length", finding.figure
     )
+
+
+def test_training_is_planned_for_the_devices_that_it_asks_for(of_8b, monkeypatch):
+    params, _, shape = of_8b
+    with_gpus(monkeypatch, 2, 6 * GB)
+    assert doctor.training_memory(params, shape).level == doctor.PROBLEM
+    finding = doctor.training_memory(changed(params, "train", parallel="fsdp"), shape)
+    assert finding.level == doctor.OK
+    assert re.search(r"on 2 x a card: about [45]\.\d GB, 6\.0 GB free on each$", finding.figure)
+    finding = doctor.training_memory(changed(params, "train", devices=4), shape)
+    assert finding.level == doctor.PROBLEM
+    assert finding.figure == "train.devices: 4 are wanted, and 2 GPUs are visible; lower it or set it to auto"
 
 
 def test_available_memory_is_this_machine_s():

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM
@@ -13,6 +13,7 @@ from stages import packed_attention, packing
 from stages.chat import IGNORED, Encoded
 
 lengths = st.lists(st.integers(1, 60), min_size=1, max_size=50)
+processes = st.integers(1, 5)
 
 
 def rows_of(step: list[list[int]]) -> list[int]:
@@ -20,9 +21,9 @@ def rows_of(step: list[list[int]]) -> list[int]:
 
 
 @settings(deadline=None, max_examples=60)
-@given(lengths, st.integers(1, 20), st.integers(60, 200), st.integers(1, 3), st.integers(0, 9))
-def test_a_plan_keeps_its_promises(lengths, batch_size, pack_tokens, epochs, seed):
-    steps = packing.plan(lengths, batch_size, pack_tokens, epochs, None, seed)
+@given(lengths, st.integers(1, 20), st.integers(60, 200), st.integers(1, 3), st.integers(0, 9), processes)
+def test_a_plan_keeps_its_promises(lengths, batch_size, pack_tokens, epochs, seed, processes):
+    steps = packing.plan(lengths, batch_size, pack_tokens, epochs, None, seed, processes)
     a_pass = -(-len(lengths) // batch_size)
     assert len(steps) == epochs * a_pass
     for epoch in range(epochs):
@@ -33,15 +34,26 @@ def test_a_plan_keeps_its_promises(lengths, batch_size, pack_tokens, epochs, see
     assert max(sizes) - min(sizes) <= 1
     assert len({len(step) for step in steps}) == 1
     assert max(sum(lengths[row] for row in pack) for step in steps for pack in step) <= pack_tokens
-    assert steps == packing.plan(lengths, batch_size, pack_tokens, epochs, None, seed)
+    assert steps == packing.plan(lengths, batch_size, pack_tokens, epochs, None, seed, processes)
 
 
 @settings(deadline=None, max_examples=60)
-@given(lengths, st.integers(1, 20), st.integers(60, 200), st.integers(60, 200))
-def test_the_size_of_packs_does_not_change_what_a_step_sees(lengths, batch_size, small, large):
+@given(lengths, st.integers(1, 20), st.integers(60, 200), st.integers(60, 200), processes)
+def test_packs_and_processes_do_not_change_what_a_step_sees(lengths, batch_size, small, large, processes):
     one = packing.plan(lengths, batch_size, small, 1, None, 0)
-    other = packing.plan(lengths, batch_size, large, 1, None, 0)
+    other = packing.plan(lengths, batch_size, large, 1, None, 0, processes)
     assert [sorted(rows_of(step)) for step in one] == [sorted(rows_of(step)) for step in other]
+
+
+@settings(deadline=None, max_examples=60)
+@example([60] * 6, 6, 120, 2)  # each process has a full pack and one that is half full
+@given(lengths, st.integers(1, 20), st.integers(60, 200), processes)
+def test_processes_take_equally_many_packs_and_about_as_many_tokens(lengths, batch_size, pack_tokens, processes):
+    for step in packing.plan(lengths, batch_size, pack_tokens, 1, None, 0, processes):
+        assert len(step) % processes == 0
+        shares = [rows_of(step[process::processes]) for process in range(processes)]
+        tokens = [sum(lengths[row] for row in share) for share in shares]
+        assert max(tokens) - min(tokens) <= max(lengths[row] for row in rows_of(step))
 
 
 def test_epochs_differ_in_order_and_seeds_differ():

@@ -248,3 +248,19 @@ def test_processes_follow_from_parameters_and_machine(settings, gpus, values, ex
 def test_what_cannot_be_had_is_refused_before_anything_runs(settings, gpus, values, sentence):
     with pytest.raises(Refusal, match=sentence):
         several.wanted(settings(gpus, **values))
+
+
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        ({"NNODES": "0"}, "NNODES: this variable is the number of machines, 1 or more"),
+        ({"NNODES": "two"}, "NNODES: this variable is the number of machines, 1 or more"),
+        ({"NNODES": "2"}, "NODE_RANK: several machines need a number"),
+        ({"NNODES": "2", "NODE_RANK": "0", "MASTER_PORT": "29500"}, "MASTER_ADDR: several machines need"),
+    ],
+)
+def test_machines_that_are_told_of_wrongly_are_refused(settings, monkeypatch, variables, sentence):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(Refusal, match=sentence):
+        several.wanted(settings(2))
