@@ -56,7 +56,10 @@ SHIPPED = {
 # With a tokenizer that llama.cpp would not take for theirs (it is Llama's here), so only as far as that matters not.
 TRAINED = {
     "qwen2": (Qwen2Config(**SHAPE, tie_word_embeddings=True), "does not know the tokenizer in tiny"),
-    "gemma2": (Gemma2Config(**SHAPE, **GEMMA), "tiny has no tokenizer.model, from which llama.cpp makes the GGUF"),
+    "gemma2": (
+        Gemma2Config(**SHAPE, **GEMMA, attn_logit_softcapping=0.5),
+        "tiny has no tokenizer.model, from which llama.cpp makes the GGUF",
+    ),
     "phi3": (Phi3Config(**SHAPE), "tiny has no tokenizer.model, from which llama.cpp makes the GGUF"),
 }
 
