@@ -1,4 +1,4 @@
-"""Loading models: in 4 bits, as training and the scoring of the adapter need them; plain; without weights."""
+"""Loading models: in 4 bits, as training and the scoring of the adapter need them; plain."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +9,7 @@ from bitsandbytes.nn import Linear4bit
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
+from stages.architecture import skeleton
 from stages.console import Refusal
 from stages.device import available_memory
 from stages.params import Lora, Quantization
@@ -139,20 +140,6 @@ def _load(folder: Path, config: PreTrainedConfig | None, attention: str | None, 
             f"{folder}: broken weights ({error}); make them again: `dvc repro --force` of the stage that writes them, "
             "or remove the base model from its cache and run `dvc repro --force fetch-base`"
         ) from None
-
-
-def skeleton(folder: Path) -> PreTrainedModel:
-    """The model without weights (on the meta device): its layers' names and shapes, in a second and no memory.
-
-    Raises:
-        Refusal: if transformers does not know the architecture.
-    """
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (ValueError, KeyError) as error:
-        raise Refusal(f"{folder}: transformers cannot build this model: {str(error).splitlines()[0]}") from None
 
 
 def check_target_modules(model: PreTrainedModel, lora: Lora) -> None:
