@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from stages.console import Refusal
 
@@ -19,14 +19,16 @@ FIELDS = (
 QUANTIZED = 0.5  # of the layers' weights, at least: all but 1 to 2 % where there are no experts
 
 
-def skeleton(folder: Path) -> PreTrainedModel:
+def skeleton(folder: Path, config: PreTrainedConfig | None = None) -> PreTrainedModel:
     """The model without weights (on the meta device): its layers' names and shapes, in a second and no memory.
+
+    A `config` of fewer layers has just those.
 
     Raises:
         Refusal: if transformers does not know the architecture.
     """
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = config or AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except (ValueError, KeyError) as error:

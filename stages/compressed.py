@@ -48,8 +48,7 @@ def load(folder: Path) -> PreTrainedModel:
     """
     if find_spec("compressed_tensors") is None:
         raise Refusal(f"{folder} needs compressed-tensors, which is not installed: run `make llm-compressor`")
-    needed = 2 * 1.1 * sum(parameter.numel() for parameter in models.skeleton(folder).parameters())
-    fits = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > needed
+    fits = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > models.plain_bytes(folder, torch.bfloat16)
     return AutoModelForCausalLM.from_pretrained(
         folder,
         attn_implementation=models.attention_implementation(AutoConfig.from_pretrained(folder)),

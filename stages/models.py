@@ -102,13 +102,16 @@ def load_plain(folder: Path, dtype: torch.dtype, config: PreTrainedConfig | None
 
     A `config` of fewer layers loads just those. Raises Refusal if the weights cannot be read.
     """
-    fits = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > plain_bytes(folder, dtype)
+    fits = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > plain_bytes(folder, dtype, config)
     return _load(folder, config, None, dtype=dtype, device_map={"": torch.cuda.current_device() if fits else "cpu"})
 
 
-def plain_bytes(folder: Path, dtype: torch.dtype) -> int:
-    """Bytes that the model in `folder` takes without quantization, whatever it is stored in, with a tenth to spare."""
-    return int(1.1 * dtype.itemsize * sum(parameter.numel() for parameter in skeleton(folder).parameters()))
+def plain_bytes(folder: Path, dtype: torch.dtype, config: PreTrainedConfig | None = None) -> int:
+    """Bytes that the model in `folder` takes without quantization, whatever it is stored in, with a tenth to spare.
+
+    With a `config` of fewer layers, what those take.
+    """
+    return int(1.1 * dtype.itemsize * sum(parameter.numel() for parameter in skeleton(folder, config).parameters()))
 
 
 def load_adapter(model: PreTrainedModel, adapter: Path) -> "PeftModel":
