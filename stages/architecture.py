@@ -50,6 +50,11 @@ def check(model: PreTrainedModel) -> None:
         layers = model.get_submodule(LAYERS)
     except AttributeError:
         raise Refusal(f"model.id: {name} cannot be trained here: it has no {LAYERS}; {advice}") from None
+    for part, module in layers.named_modules():
+        if isinstance(module, torch.nn.Conv1d):  # LFM2's; only attention is told where a row begins
+            raise Refusal(
+                f"model.id: {name} cannot be trained here: {LAYERS}.{part} would mix the rows of a pack; {advice}"
+            )
     linear = sum(layer.weight.numel() for layer in layers.modules() if isinstance(layer, torch.nn.Linear))
     share = linear / sum(parameter.numel() for parameter in layers.parameters())
     if share < QUANTIZED:

@@ -20,6 +20,7 @@ from transformers import (
     GemmaConfig,
     GPT2Config,
     HeliumConfig,
+    Lfm2Config,
     MistralConfig,
     MixtralConfig,
     OPTConfig,
@@ -139,6 +140,10 @@ def test_an_architecture_that_cannot_be_shipped_is_refused_first(inside):
         (FalconConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=4), "cannot be trained here: its"),
         (BloomConfig(hidden_size=64, n_layer=2, n_head=4), "BloomForCausalLM cannot be trained here: its config"),
         (OPTConfig(**SHAPE, ffn_dim=128, word_embed_proj_dim=64), r"it has no model\.layers; choose a model built as"),
+        (
+            Lfm2Config(**SHAPE, layer_types=["conv", "full_attention"]),
+            r"Lfm2ForCausalLM cannot be trained here: model\.layers\.0\.conv\.conv would mix the rows of a pack",
+        ),
         (
             MixtralConfig(**SHAPE),
             r"MixtralForCausalLM would not be quantized: \d+% of its layers' weights are in linear",
