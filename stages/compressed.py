@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, CompressedTensorsConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, CompressedTensorsConfig, PreTrainedModel
 
 from stages import models
 from stages.console import Refusal
@@ -48,10 +48,10 @@ def load(folder: Path) -> PreTrainedModel:
     """
     if find_spec("compressed_tensors") is None:
         raise Refusal(f"{folder} needs compressed-tensors, which is not installed: run `make llm-compressor`")
-    needed = 2 * 1.1 * sum(parameter.numel() for parameter in models.skeleton(folder).parameters())
-    fits = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > needed
+    fits = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > models.plain_bytes(folder, torch.bfloat16)
     return AutoModelForCausalLM.from_pretrained(
         folder,
+        attn_implementation=models.attention_implementation(AutoConfig.from_pretrained(folder)),
         dtype=torch.bfloat16,
         quantization_config=CompressedTensorsConfig(dequantize=True),
         device_map={"": torch.cuda.current_device() if fits else "cpu"},

@@ -6,6 +6,10 @@ import signal
 import sys
 from collections.abc import Callable
 
+FULL_GPU = (
+    "error: the GPU's memory is full: end other programs on it, or let this stage take the CPU, which is slower, with "
+    "CUDA_VISIBLE_DEVICES= before the command; `make doctor` says what each stage needs"
+)
 FULL_MEMORY = (
     "error: this machine's memory is full: end other programs, lower train.max_length or evaluate.batch_size, or "
     "choose a smaller model; `make doctor` says what each stage needs"
@@ -39,7 +43,7 @@ def run_stage(main: Callable[[], None]) -> None:
         sys.exit(FULL_MEMORY)
     except RuntimeError as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be imported for this
-            sys.exit("error: the GPU's memory is full: set train.memory to low, or lower evaluate.batch_size")
+            sys.exit(FULL_GPU)
         if "can't allocate memory" in str(error):  # torch's word for it on a CPU
             sys.exit(FULL_MEMORY)
         raise

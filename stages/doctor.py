@@ -406,6 +406,7 @@ def scoring_memory(params, model: BaseModel) -> Finding:
     """Memory for the models that are scored as they are, in 16 bits, and for the GGUFs, which answer from RAM."""
     import torch
 
+    from stages import models
     from stages.device import available_memory
     from stages.memory_plan import CPU_LIBRARIES
 
@@ -413,18 +414,20 @@ def scoring_memory(params, model: BaseModel) -> Finding:
     free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
     ram = available_memory()
     where = f"{gb(free)} free on the GPU, {gb(ram)} of RAM available" if free else f"{gb(ram)} of RAM available"
-    if whole and model.weights * 1.1 > free and model.weights + CPU_LIBRARIES > ram:
-        figure = f"{' and '.join(whole)} take {gb(model.weights * 1.1)}, {where}"
+    # By what they are computed in, and not by what they are stored in; before it is fetched, the embedded model's size.
+    plain = models.plain_bytes(model.folder, torch.bfloat16) if model.folder else model.weights
+    if whole and plain > max(free, ram - CPU_LIBRARIES):
+        figure = f"{' and '.join(whole)} take {gb(plain)}, {where}"
         return Finding(PROBLEM, "scoring", figure, f"take {' and '.join(whole)} off evaluate.artifacts")
     ggufs = {"bf16", *params.gguf.types} & set(params.evaluate.artifacts)
-    largest = max((16 if name == "bf16" else bits_of(name) for name in ggufs), default=0) / 16 * model.weights
+    largest = max((16 if name == "bf16" else bits_of(name) for name in ggufs), default=0) / 16 * plain
     if largest + CPU_LIBRARIES > ram:
         figure = f"the largest GGUF takes {gb(largest)}, {where}"
         return Finding(PROBLEM, "scoring", figure, "take it off evaluate.artifacts")
-    if whole and model.weights * 1.1 > free and model.weights > 2 * CPU_SIZED:
+    if whole and plain > free and plain > 2 * CPU_SIZED:
         advice = f"that is slow: take {' and '.join(whole)} off evaluate.artifacts"
         return Finding(WARNING, "scoring", f"{' and '.join(whole)} on the CPU, {where}", advice)
-    return Finding(OK, "scoring", f"about {gb(max(model.weights * 1.1 * bool(whole), largest))}, {where}")
+    return Finding(OK, "scoring", f"about {gb(max(plain * bool(whole), largest))}, {where}")
 
 
 def bits_of(type_: str) -> int:

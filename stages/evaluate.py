@@ -65,7 +65,15 @@ def main() -> None:
         size = gguf.stat().st_size
     else:
         several.state(PATIENCE)  # each process takes its own GPU
-        results = run_transformers(load(artifact, base), encoded, stops, tokenizer.pad_token_id, params)
+        try:
+            results = run_transformers(load(artifact, base), encoded, stops, tokenizer.pad_token_id, params)
+        except torch.OutOfMemoryError:
+            longest = max(len(row.input_ids) for row in encoded)
+            raise Refusal(
+                f"the GPU's memory does not hold {artifact} and one row at a time, of which the longest has {longest} "
+                "tokens: end other programs on the GPU, or take the CPU, which is slower: `CUDA_VISIBLE_DEVICES= dvc "
+                f"repro evaluate@{artifact}`"
+            ) from None
         size = size_on_disk(artifact, base)
         if not several.is_first():
             return

@@ -5,7 +5,7 @@ Writes models/base/base.json. The weights stay where they are (the hub's cache, 
 
 from pathlib import Path
 
-from stages import base_model, hub, parity
+from stages import architecture, base_model, hub, parity
 from stages.console import run_stage, summary
 from stages.outputs import new_folder, write_json
 from stages.params import load_params
@@ -17,6 +17,7 @@ def main() -> None:
     if not data.is_local:  # what prepare-dataset would refuse, before gigabytes of weights are fetched
         hub.check_pinned("dataset", data.source, data.revision)
     folder = base_model.fetch(model)
+    architecture.check(architecture.skeleton(folder))
     # Found here, and not after hours of training: a tokenizer that llama.cpp does not know, or splits otherwise.
     parity.check_before_training(folder)
     record = base_model.describe(model, folder)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import TypeVar
 
 import torch
 from transformers import Cache, GenerationConfig, PreTrainedModel
@@ -17,6 +18,8 @@ from stages.chat import IGNORED, Encoded
 from stages.distance import Top
 
 SCORED_TOKENS = 2048  # in a batch of teacher-forced scoring: its logits are (tokens, vocabulary) at most
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -49,29 +52,51 @@ def generate(
 ) -> tuple[list[Answer], float]:
     """Greedy answers to `prompts` (token ids), in their order, and the seconds that generating took.
 
-    The longest prompt is in the first batch: if the memory does not suffice, that shows at once, and the batch is
-    halved.
+    The longest prompt is in the first batch: if the memory does not suffice, that shows at once, and all batches
+    are halved.
     """
     settings = GenerationConfig(
         do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=list(stops), pad_token_id=pad
     )
     todo = [at for family in families(prompts) for at in family]
-    answers: dict[int, Answer] = {}
+    batches = [todo[at : at + batch_size] for at in range(0, len(todo), batch_size)]
     begin = time.monotonic()
-    while todo:
-        batch = todo[:batch_size]
+    answers = _in_batches(
+        lambda batch: _generate_batch(model, [prompts[at] for at in batch], settings), batches, progress
+    )
+    return answers, time.monotonic() - begin
+
+
+def _in_batches(
+    run: Callable[[list[int]], list[T]], batches: list[list[int]], progress: Callable[[int], None]
+) -> list[T]:
+    """What `run` returns of each index in `batches`, in the indices' order.
+
+    Where the memory does not suffice for a batch, it and all that are still to come are halved.
+
+    Raises:
+        torch.OutOfMemoryError: if it does not suffice for one row.
+    """
+    done: dict[int, T] = {}
+    while batches:
+        batch, *rest = batches
         try:
-            answers |= zip(batch, _generate_batch(model, [prompts[at] for at in batch], settings), strict=True)
+            done |= zip(batch, run(batch), strict=True)
         except torch.OutOfMemoryError:
-            if batch_size == 1:
+            if len(batch) == 1:
                 raise
-        if batch[0] in answers:
-            todo = todo[batch_size:]
+        if batch[0] in done:
+            batches = rest
             progress(len(batch))
         else:  # outside of the handler: what it handles holds on to the memory
-            batch_size //= 2
             torch.cuda.empty_cache()
-    return [answers[at] for at in range(len(prompts))], time.monotonic() - begin
+            batches = [half for batch in batches for half in _halves(batch) if half]
+    return [done[at] for at in sorted(done)]
+
+
+def _halves(batch: list[int]) -> tuple[list[int], list[int]]:
+    middle = (len(batch) + 1) // 2
+    return batch[:middle], batch[middle:]
 
 
 @torch.inference_mode()
@@ -165,11 +190,7 @@ def positions(mask: torch.Tensor) -> torch.Tensor:
 @torch.inference_mode()
 def score(model: PreTrainedModel, rows: Sequence[Encoded], progress: Callable[[int], None]) -> list[Score]:
     """Teacher-forced scores of each row's supervised tokens, in the rows' order."""
-    scores: dict[int, Score] = {}
-    for batch in score_batches(rows):
-        scores |= zip(batch, _score_batch(model, [rows[at] for at in batch]), strict=True)
-        progress(len(batch))
-    return [scores[at] for at in range(len(rows))]
+    return _in_batches(lambda batch: _score_batch(model, [rows[at] for at in batch]), score_batches(rows), progress)
 
 
 def score_batches(rows: Sequence[Encoded]) -> list[list[int]]:

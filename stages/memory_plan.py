@@ -11,6 +11,7 @@ from typing import Literal
 from torch import nn
 from transformers import PreTrainedConfig
 
+from stages import architecture
 from stages.console import Refusal
 
 BF16 = 2  # bytes
@@ -98,7 +99,11 @@ def shape_of(skeleton: nn.Module, r: int, target_modules: str | list[str], train
         r: rank of the adapter.
         target_modules: last parts of the names of the layers that get an adapter, or "all-linear".
         trainable_bytes: of a weight of the adapter, of its gradient and of each of its moments in AdamW.
+
+    Raises:
+        Refusal: if the model is not built as training takes it.
     """
+    architecture.check(skeleton)
     config: PreTrainedConfig = skeleton.config
     head = skeleton.get_output_embeddings()
     linear = {

@@ -1,4 +1,4 @@
-"""Loading models: in 4 bits, as training and the scoring of the adapter need them; plain; without weights."""
+"""Loading models: in 4 bits, as training and the scoring of the adapter need them; plain."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +9,7 @@ from bitsandbytes.nn import Linear4bit
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
+from stages.architecture import skeleton
 from stages.console import Refusal
 from stages.device import available_memory
 from stages.params import Lora, Quantization
@@ -43,15 +44,16 @@ def read_quantization(adapter: Path) -> Quantization:
 def load_base(
     folder: Path,
     quantization: Quantization,
-    attention: str = "sdpa",
+    attention: str | None = None,
     config: PreTrainedConfig | None = None,
     sharded: bool = False,
 ) -> PreTrainedModel:
     """Load the model in `folder` with its linear layers in 4 bits, on this process's GPU if there is one.
 
     No `prepare_model_for_kbit_training`: its upcast of norms, embeddings and head to float32 costs gigabytes and time
-    and is not needed when everything else is bfloat16. A `config` of fewer layers loads just those. What is to be
-    `sharded` over GPUs stays in the CPU's memory until then, so that no GPU ever holds the whole model.
+    and is not needed when everything else is bfloat16. `attention`: an implementation to take, instead of the one that
+    suits the model. A `config` of fewer layers loads just those. What is to be `sharded` over GPUs stays in the CPU's
+    memory until then, so that no GPU ever holds the whole model.
 
     Raises:
         Refusal: if the weights cannot be read.
@@ -60,10 +62,10 @@ def load_base(
     model = _load(
         folder,
         config,
+        attention,
         dtype=getattr(torch, quantization.compute_dtype),
         quantization_config=quantization_config(quantization, sharded),
         device_map={"": torch.cuda.current_device() if on_gpu else "cpu"},
-        attn_implementation=attention,
     )
     for layer in model.modules():
         if isinstance(layer, Linear4bit):
@@ -100,13 +102,16 @@ def load_plain(folder: Path, dtype: torch.dtype, config: PreTrainedConfig | None
 
     A `config` of fewer layers loads just those. Raises Refusal if the weights cannot be read.
     """
-    fits = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > plain_bytes(folder, dtype)
-    return _load(folder, config, dtype=dtype, device_map={"": torch.cuda.current_device() if fits else "cpu"})
+    fits = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > plain_bytes(folder, dtype, config)
+    return _load(folder, config, None, dtype=dtype, device_map={"": torch.cuda.current_device() if fits else "cpu"})
 
 
-def plain_bytes(folder: Path, dtype: torch.dtype) -> int:
-    """Bytes that the model in `folder` takes without quantization, whatever it is stored in, with a tenth to spare."""
-    return int(1.1 * dtype.itemsize * sum(parameter.numel() for parameter in skeleton(folder).parameters()))
+def plain_bytes(folder: Path, dtype: torch.dtype, config: PreTrainedConfig | None = None) -> int:
+    """Bytes that the model in `folder` takes without quantization, whatever it is stored in, with a tenth to spare.
+
+    With a `config` of fewer layers, what those take.
+    """
+    return int(1.1 * dtype.itemsize * sum(parameter.numel() for parameter in skeleton(folder, config).parameters()))
 
 
 def load_adapter(model: PreTrainedModel, adapter: Path) -> "PeftModel":
@@ -122,29 +127,22 @@ def load_adapter(model: PreTrainedModel, adapter: Path) -> "PeftModel":
         raise Refusal(f"{adapter}: broken weights ({error}); run `dvc repro --force quantize-load-train`") from None
 
 
-def _load(folder: Path, config: PreTrainedConfig | None, **options) -> PreTrainedModel:
-    config = {"config": config} if config else {}
+def attention_implementation(config: PreTrainedConfig) -> str | None:
+    """The attention that computes what this model defines, None for transformers' choice: that, PyTorch's own, leaves
+    out the cap of Gemma 2's scores (`stages.packed_attention`) without a word."""
+    return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else None
+
+
+def _load(folder: Path, config: PreTrainedConfig | None, attention: str | None, **options) -> PreTrainedModel:
+    config = config or AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    options |= {"config": config, "attn_implementation": attention or attention_implementation(config)}
     try:
-        return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **config, **options)
+        return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options)
     except SafetensorError as error:
         raise Refusal(
             f"{folder}: broken weights ({error}); make them again: `dvc repro --force` of the stage that writes them, "
             "or remove the base model from its cache and run `dvc repro --force fetch-base`"
         ) from None
-
-
-def skeleton(folder: Path) -> PreTrainedModel:
-    """The model without weights (on the meta device): its layers' names and shapes, in a second and no memory.
-
-    Raises:
-        Refusal: if transformers does not know the architecture.
-    """
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (ValueError, KeyError) as error:
-        raise Refusal(f"{folder}: transformers cannot build this model: {str(error).splitlines()[0]}") from None
 
 
 def check_target_modules(model: PreTrainedModel, lora: Lora) -> None:

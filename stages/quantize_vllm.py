@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from stages import base_model, chat, compressed, jsonl, models
 from stages.console import Refusal, run_stage, summary
@@ -92,7 +92,8 @@ def quantize(
     weights = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": group_size, "symmetric": False}
     layers = {"config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}}, "ignore": [compressed.HEAD]}
     recipe = [AWQModifier(), QuantizationModifier(**layers)] if is_awq else [GPTQModifier(**layers)]
-    model = AutoModelForCausalLM.from_pretrained(MERGED, dtype=torch.bfloat16)
+    attention = models.attention_implementation(AutoConfig.from_pretrained(MERGED))
+    model = AutoModelForCausalLM.from_pretrained(MERGED, dtype=torch.bfloat16, attn_implementation=attention)
     oneshot(
         model=model,
         tokenizer=tokenizer,

@@ -13,11 +13,19 @@ from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    BloomConfig,
+    FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
+    GemmaConfig,
+    GPT2Config,
+    HeliumConfig,
+    Lfm2Config,
     MistralConfig,
+    MixtralConfig,
     OPTConfig,
     Phi3Config,
+    PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
 )
@@ -28,6 +36,7 @@ from stages import (
     evaluate,
     fast_path,
     fetch_base,
+    layout,
     merge,
     models,
     prepare_dataset,
@@ -35,7 +44,7 @@ from stages import (
 )
 from stages.console import Refusal
 from stages.outputs import write_json
-from stages.params import Model, Quantization
+from stages.params import Lora, Model, Quantization
 
 SHAPE = {
     "hidden_size": 64,
@@ -56,7 +65,11 @@ SHIPPED = {
 # With a tokenizer that llama.cpp would not take for theirs (it is Llama's here), so only as far as that matters not.
 TRAINED = {
     "qwen2": (Qwen2Config(**SHAPE, tie_word_embeddings=True), "does not know the tokenizer in tiny"),
-    "gemma2": (Gemma2Config(**SHAPE, **GEMMA), "tiny has no tokenizer.model, from which llama.cpp makes the GGUF"),
+    "gemma": (GemmaConfig(**SHAPE), "tiny has no tokenizer.model, from which llama.cpp makes the GGUF"),
+    "gemma2": (
+        Gemma2Config(**SHAPE, **GEMMA, attn_logit_softcapping=0.5),
+        "tiny has no tokenizer.model, from which llama.cpp makes the GGUF",
+    ),
     "phi3": (Phi3Config(**SHAPE), "tiny has no tokenizer.model, from which llama.cpp makes the GGUF"),
 }
 
@@ -114,10 +127,37 @@ def test_training_and_merge_of_what_is_refused_for_its_tokenizer(inside, name):
 
 
 def test_an_architecture_that_cannot_be_shipped_is_refused_first(inside):
-    write_model(OPTConfig(hidden_size=64, ffn_dim=128, num_hidden_layers=2, num_attention_heads=4))
-    with pytest.raises(Refusal, match=r"llama\.cpp knows no model of the architecture OPTForCausalLM"):
+    write_model(HeliumConfig(**SHAPE))
+    with pytest.raises(Refusal, match=r"llama\.cpp knows no model of the architecture HeliumForCausalLM"):
         fetch_base.main()
     assert not Path("models").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (GPT2Config(n_embd=64, n_layer=2, n_head=4), "GPT2LMHeadModel cannot be trained here: its config has no"),
+        (FalconConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=4), "cannot be trained here: its"),
+        (BloomConfig(hidden_size=64, n_layer=2, n_head=4), "BloomForCausalLM cannot be trained here: its config"),
+        (OPTConfig(**SHAPE, ffn_dim=128, word_embed_proj_dim=64), r"it has no model\.layers; choose a model built as"),
+        (
+            Lfm2Config(**SHAPE, layer_types=["conv", "full_attention"]),
+            r"Lfm2ForCausalLM cannot be trained here: model\.layers\.0\.conv\.conv would mix the rows of a pack",
+        ),
+        (
+            MixtralConfig(**SHAPE),
+            r"MixtralForCausalLM would not be quantized: \d+% of its layers' weights are in linear",
+        ),
+    ],
+    ids=lambda value: value.model_type if isinstance(value, PreTrainedConfig) else "",
+)
+def test_an_architecture_that_cannot_be_trained_is_refused_first(inside, config, sentence):
+    write_model(config)
+    with pytest.raises(Refusal, match=sentence):
+        fetch_base.main()
+    assert not Path("models").exists()
+    with pytest.raises(Refusal, match=sentence):  # as the plan, the doctor and training do
+        layout.shape_of(models.skeleton(Path("tiny")), Lora(r=2, alpha=4))
 
 
 @pytest.mark.parametrize("name", ["qwen3", "gemma3", "phi3"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import REPO, refused
 from fake_hub import COMMIT, fake_hub
-from transformers import LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from stages import device, doctor, llama_cpp
 from stages.console import Refusal
@@ -222,6 +222,14 @@ def test_the_disk_needs_what_a_run_writes(params, tiny_model):
     assert two.keys() - one.keys() == {"quantize-gguf@Q4_K_M"}
     assert two["quantize-gguf@Q4_K_M"] == pytest.approx(shape.parameters * 5 / 8)
     assert float32["merge"] == 2 * one["merge"] == 4 * shape.parameters
+
+
+def test_a_model_that_is_stored_in_32_bits_is_scored_in_16(params, tiny_model, tmp_path):
+    AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).save_pretrained(tmp_path)
+    halves, floats = doctor.of_folder(tiny_model), doctor.of_folder(tmp_path)
+    assert floats.weights > 1.9 * halves.weights
+    figure = doctor.scoring_memory(params, floats).figure
+    assert figure.split(",")[0] == doctor.scoring_memory(params, halves).figure.split(",")[0]
 
 
 def test_memory_that_is_too_small(params, tiny_model, monkeypatch):

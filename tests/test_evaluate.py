@@ -2,6 +2,8 @@
 
 import math
 import os
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from stages import evaluate, hf_inference, report
 from stages.chat import IGNORED, Encoded
+from stages.console import Refusal
 from stages.distance import Top
 from stages.hf_inference import Answer, Score
 
@@ -70,6 +73,61 @@ def test_scores_of_packed_rows_are_those_of_each_row_alone(model):
         assert score.nll == pytest.approx(float(expected), rel=1e-4)
         assert score.top1 == int((logits[1:-1].argmax(-1) == torch.tensor(row.input_ids[2:])).sum())
         assert (score.top.ids[:, 0] == logits[1:-1].argmax(-1).numpy()).all()
+
+
+@pytest.fixture
+def small_memory(monkeypatch):
+    """Lets the memory suffice for no more rows at a time than is said; returns the sizes of the batches tried."""
+
+    def hold(most: int) -> list[int]:
+        tried = []
+
+        def limited(run):
+            def run_if_it_fits(model, rows, *rest):
+                tried.append(len(rows))
+                if len(rows) > most:
+                    raise torch.OutOfMemoryError
+                return run(model, rows, *rest)
+
+            return run_if_it_fits
+
+        for name in ("_generate_batch", "_score_batch"):
+            monkeypatch.setattr(hf_inference, name, limited(getattr(hf_inference, name)))
+        return tried
+
+    return hold
+
+
+def test_batches_that_the_memory_does_not_hold_are_halved(model, small_memory):
+    rows = [Encoded(ids, [IGNORED] * 2 + ids[2:]) for ids in prompts(13)]
+
+    def answers_and_scores():
+        seen = []
+        answers, _ = hf_inference.generate(model, prompts(13), [STOP], 0, 6, 7, seen.append)
+        scores = hf_inference.score(model, rows, seen.append)
+        assert sum(seen) == 26
+        return answers, scores
+
+    answers, scores = answers_and_scores()
+    tried = small_memory(2)
+    answers_again, scores_again = answers_and_scores()
+    # Halved twice, and not tried in the larger size again.
+    assert tried[:10] == [7, 4, 2, 2, 2, 1, 2, 1, 2, 1]
+    assert tried[10:] == [13, 7, 4, 2, 2, 2, 1, 2, 1, 2, 1]
+    assert answers_again == answers
+    for again, once in zip(scores_again, scores, strict=True):
+        assert (again.tokens, again.top1) == (once.tokens, once.top1)
+        assert again.nll == pytest.approx(once.nll, rel=1e-5)
+        assert (again.top.ids[:, 0] == once.top.ids[:, 0]).all()
+
+
+@pytest.mark.usefixtures("prepared")
+def test_one_row_that_the_memory_does_not_hold_is_said(small_memory, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["evaluate", "--artifact", "base"])
+    small_memory(0)
+    with pytest.raises(Refusal, match=r"does not hold base and one row at a time, of which the longest has \d+ tokens"):
+        evaluate.main()
+    assert not Path("metrics").exists()
 
 
 def test_language_metrics_are_means_over_tokens_and_rows():

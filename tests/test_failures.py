@@ -90,9 +90,20 @@ def test_a_disk_that_is_too_small_for_a_file_of_weights(prepared):
 RUN = "from stages.console import run_stage; import torch; run_stage(lambda: {})"
 
 
-@pytest.mark.parametrize("body", ["torch.empty(1 << 50)", "bytearray(1 << 60)"])
-def test_memory_that_does_not_suffice(workspace, body):
-    assert refused(workspace.python("-c", RUN.format(body))).startswith("this machine's memory is full")
+@pytest.mark.parametrize(
+    ("body", "whose"),
+    [
+        ("torch.empty(1 << 50)", "this machine's"),
+        ("bytearray(1 << 60)", "this machine's"),
+        pytest.param(
+            "torch.empty(1 << 50, device='cuda')",
+            "the GPU's",
+            marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+        ),
+    ],
+)
+def test_memory_that_does_not_suffice(workspace, body, whose):
+    assert refused(workspace.python("-c", RUN.format(body))).startswith(f"{whose} memory is full")
 
 
 @pytest.mark.parametrize("name", [pytest.param("optimizer.pt", marks=pytest.mark.slow), "complete"])

@@ -97,6 +97,16 @@ def test_a_model_too_large_to_load_is_checked_by_its_first_layers_and_some_tenso
         merge.check_products(Path("tiny"), Path("models/merged"), updates, *trained_settings())
 
 
+def test_first_layers_need_the_memory_of_those_alone(tiny_model, monkeypatch):
+    monkeypatch.setattr(merge, "CHECKED_BYTES", 1)
+    config, layers, total = merge.first_layers(tiny_model)
+    needed = models.plain_bytes(tiny_model, torch.bfloat16, config)
+    loaded = models.load_plain(tiny_model, torch.bfloat16, config)
+    assert (len(loaded.model.layers), layers, total) == (1, 1, 2)
+    assert needed == pytest.approx(1.1 * 2 * loaded.num_parameters(), abs=2)
+    assert needed < models.plain_bytes(tiny_model, torch.bfloat16)
+
+
 LATE = "model.layers.1.mlp.down_proj.weight"
 
 

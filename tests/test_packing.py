@@ -1,16 +1,20 @@
 """Packs: every row is seen as often as promised, and rows of one pack do not see each other."""
 
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Gemma2Config
+from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 
-from stages import packed_attention, packing
+from stages import models, packed_attention, packing
 from stages.chat import IGNORED, Encoded
+from stages.console import Refusal
+from stages.params import Quantization
 
 lengths = st.lists(st.integers(1, 60), min_size=1, max_size=50)
 processes = st.integers(1, 5)
@@ -100,16 +104,20 @@ def rows() -> list[Encoded]:
     return [Encoded(row, row) for row in ids]
 
 
+def pack_of(rows: list[Encoded]) -> dict[str, torch.Tensor | bool | int]:
+    """A pack as training hands it to the model: trl's collator tells where rows begin."""
+    lengths = [len(row.input_ids) for row in rows]
+    ends, longest = torch.tensor([0, *lengths]).cumsum(0).int(), max(lengths)
+    bounds = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
+    return packing.pack_tensors(rows, torch.device("cpu")) | bounds
+
+
 @pytest.mark.parametrize("attention", ["sdpa", packed_attention.NAME])
 def test_packed_logits_are_those_of_each_row_alone(tiny_model, rows, attention):
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32, attn_implementation=attention).eval()
     alone = [model(torch.tensor([row.input_ids])).logits[0] for row in rows]
-    pack = packing.pack_tensors(rows, torch.device("cpu"))
-    if attention == packed_attention.NAME:  # told by trl's collator where rows begin
-        ends = torch.tensor([0, *(len(row.input_ids) for row in rows)]).cumsum(0).int()
-        pack |= {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": 19, "max_length_k": 19}
     with torch.inference_mode():
-        packed = model(**pack).logits[0]
+        packed = model(**pack_of(rows)).logits[0]
     torch.testing.assert_close(packed, torch.cat(alone).detach(), atol=1e-5, rtol=0)
     assert torch.cat(alone).std() > 0.1  # so that 1e-5 says something
 
@@ -123,10 +131,11 @@ def test_packed_logits_are_those_of_each_row_alone(tiny_model, rows, attention):
         ),
     ],
 )
+@pytest.mark.parametrize("cap", [None, 0.5])
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("key_heads", [4, 2, 1])
 @pytest.mark.parametrize("lengths", [[9], [4, 1, 6]])
-def test_packed_attention_is_attention_with_a_mask(key_heads, lengths, window, device, dtype, tolerance):
+def test_packed_attention_is_attention_with_a_mask(key_heads, lengths, window, cap, device, dtype, tolerance):
     torch.manual_seed(0)
     tokens = sum(lengths)
     query = torch.randn(1, 4, tokens, 8, device=device, dtype=dtype, requires_grad=True)
@@ -136,11 +145,55 @@ def test_packed_attention_is_attention_with_a_mask(key_heads, lengths, window, d
     row = (at.unsqueeze(1) >= ends[1:]).sum(1)
     back = at.unsqueeze(1) - at
     mask = (row.unsqueeze(1) == row) & (back >= 0) & (back < (window or tokens))
-    expected = scaled_dot_product_attention(query, key, value, mask, scale=0.3, enable_gqa=True).transpose(1, 2)
-    bounds = {"cu_seq_lens_q": ends, "max_length_q": max(lengths), "sliding_window": window}
+    if cap is None:
+        expected = scaled_dot_product_attention(query, key, value, mask, scale=0.3, enable_gqa=True).transpose(1, 2)
+    else:
+        layer = SimpleNamespace(num_key_value_groups=4 // key_heads, training=False)
+        mask = torch.where(mask, 0, torch.finfo(dtype).min).to(dtype)
+        expected, _ = eager_attention_forward(layer, query, key, value, mask, scaling=0.3, softcap=cap)
+    bounds = {"cu_seq_lens_q": ends, "max_length_q": max(lengths), "sliding_window": window, "softcap": cap}
     got, weights = packed_attention.packed_attention(None, query, key, value, None, scaling=0.3, **bounds)
     assert weights is None
     torch.testing.assert_close(got, expected, atol=tolerance, rtol=10 * tolerance)
     (gradient,) = torch.autograd.grad(got.square().sum(), query)
     (expected_gradient,) = torch.autograd.grad(expected.square().sum(), query)
     torch.testing.assert_close(gradient, expected_gradient, atol=10 * tolerance, rtol=100 * tolerance)
+
+
+@pytest.fixture(scope="module")
+def capped_model(tmp_path_factory):
+    """The folder of a model whose scores are capped (Gemma 2), much."""
+    folder = tmp_path_factory.mktemp("capped")
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 16}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "query_pre_attn_scalar": 16, "sliding_window": 8}
+    config = Gemma2Config(**shape, **heads, vocab_size=49_152, initializer_range=0.3, attn_logit_softcapping=0.5)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+LOADED = {
+    "plain": lambda folder, attention: models.load_plain(folder, torch.float32),
+    "nf4": lambda folder, attention: models.load_base(folder, Quantization(compute_dtype="float32"), attention),
+}
+
+
+@pytest.mark.parametrize(("kind", "attention"), [("plain", None), ("nf4", None), ("nf4", packed_attention.NAME)])
+@torch.inference_mode()
+def test_a_model_computes_its_capped_scores_however_it_is_loaded(capped_model, rows, kind, attention):
+    model, reference = LOADED[kind](capped_model, attention), LOADED[kind](capped_model, None)
+    reference.set_attn_implementation("sdpa")
+    uncapped = reference(torch.tensor([rows[2].input_ids])).logits[0]
+    reference.set_attn_implementation("eager")
+    alone = [reference(torch.tensor([row.input_ids])).logits[0] for row in rows]
+    assert (uncapped - alone[2]).abs().max() > 0.1  # so that the rest says something
+    for row, logits in zip(rows, alone, strict=True):
+        torch.testing.assert_close(model(torch.tensor([row.input_ids])).logits[0], logits, atol=1e-4, rtol=0)
+    torch.testing.assert_close(model(**pack_of(rows)).logits[0], torch.cat(alone), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("asked", ["s_aux", "position_bias"])
+def test_packed_attention_leaves_nothing_out_silently(asked):
+    query = torch.randn(1, 2, 3, 8)
+    with pytest.raises(Refusal, match=f"attention takes {asked}, which is left out"):
+        packed_attention.packed_attention(None, query, query, query, None, **{asked: torch.zeros(2)})
