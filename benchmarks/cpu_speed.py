@@ -26,6 +26,7 @@ from stages.params import load_params
 from stages.quantize_load_train import PREPARED, SPLITS, load_model, make_trainer, plan_steps, read_encoded
 
 WARM_UP = 1  # steps that are not timed
+PATIENCE = 600  # seconds
 
 
 class Turns(TrainerCallback):
@@ -36,7 +37,8 @@ class Turns(TrainerCallback):
         self.seconds: list[float] = []
 
     def on_step_begin(self, *args, **kwargs):
-        self.mine.acquire()
+        if not self.mine.acquire(timeout=PATIENCE):
+            raise TimeoutError(f"the other trainer has not ended its step within {PATIENCE} seconds")
         self.begin = time.perf_counter()
 
     def on_step_end(self, *args, **kwargs):
@@ -80,11 +82,10 @@ def main() -> None:
         }
         for name, trainer in trainers.items():
             trainer.add_callback(turns[name])
-        threads = [threading.Thread(target=trainer.train) for trainer in trainers.values()]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        other = threading.Thread(target=trainers["trl"].train, daemon=True)
+        other.start()
+        trainers["here"].train()  # in the main thread, since it minds signals
+        other.join()
 
     lengths = [len(row.input_ids) for row in rows["train"]]
     tokens = [sum(lengths[row] for pack in step for row in pack) for step in steps]
