@@ -20,9 +20,12 @@ from peft import LoraConfig
 from transformers import TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
-from stages import base_model, chat, device, layout, memory_plan, models
-from stages.console import run_stage
-from stages.params import load_params
+from qlora.recipe.params import load_params
+from qlora.rows import chat
+from qlora.runtime.console import run_stage
+from qlora.source import base_model
+from qlora.training import device, layout, memory_plan
+from qlora.weights import loading as models
 from stages.quantize_load_train import PREPARED, SPLITS, load_model, make_trainer, plan_steps, read_encoded
 
 WARM_UP = 1  # steps that are not timed

@@ -20,8 +20,8 @@ from ruamel.yaml import YAML
 from benchmarks import random_model
 from benchmarks.full_size import REPO, WIDTHS_OF_A_REHEARSAL
 from benchmarks.shapes import SHAPES
-from stages import base_model
-from stages.outputs import write_json
+from qlora.runtime.outputs import write_json
+from qlora.source import base_model
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
     python -m benchmarks.generate_speed --shape llama3-8b --rows 1000
 
 A model of the given shape with random weights answers prompts of 130 tokens on average with so many tokens each,
-through `stages.hf_inference.generate`: plain in bf16 (base and merged), and in NF4 with an adapter, dequantized where
+through `qlora.scoring.transformers_run.generate`: plain in bf16 (base and merged), and in NF4 with an adapter, dequantized where
 the memory holds it (the adapter) and not (the adapter on a small card).
 """
 
@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM
 from benchmarks.recipe import random_model
 from benchmarks.shapes import SHAPES
 from benchmarks.train_speed import lora
-from stages import hf_inference, models
+from qlora.scoring import transformers_run as hf_inference
+from qlora.weights import loading as models
 
 
 def main() -> None:

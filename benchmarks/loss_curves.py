@@ -18,9 +18,12 @@ import numpy as np
 import torch
 from transformers import set_seed
 
-from stages import base_model, chat, layout, memory_plan, models
-from stages.console import run_stage
-from stages.params import Params, load_params
+from qlora.recipe.params import Params, load_params
+from qlora.rows import chat
+from qlora.runtime.console import run_stage
+from qlora.source import base_model
+from qlora.training import layout, memory_plan
+from qlora.weights import loading as models
 from stages.quantize_load_train import (
     PREPARED,
     SPLITS,

@@ -23,9 +23,9 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks import measure, random_model
 from benchmarks.shapes import SHAPES
-from stages import base_model
-from stages.outputs import write_json
-from stages.params import Model, Quantization
+from qlora.recipe.params import Model, Quantization
+from qlora.runtime.outputs import write_json
+from qlora.source import base_model
 
 REPO = Path(__file__).parents[1]
 MARGIN = 6e9  # bytes of RAM above the largest shard

@@ -18,9 +18,9 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from benchmarks import measure
-from stages import base_model
-from stages.outputs import write_json
-from stages.params import EMBEDDED, Model
+from qlora.recipe.params import EMBEDDED, Model
+from qlora.runtime.outputs import write_json
+from qlora.source import base_model
 
 REPO = Path(__file__).parents[1]
 RAM = 2e9

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from stages import base_model
-from stages.params import EMBEDDED, Model
+from qlora.recipe.params import EMBEDDED, Model
+from qlora.source import base_model
 
 SHARD_BYTES = 5e9
 

@@ -23,8 +23,8 @@ from transformers import (
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from trl import SFTConfig
 
-from stages.models import quantization_config
-from stages.params import Quantization
+from qlora.recipe.params import Quantization
+from qlora.weights.loading import quantization_config
 
 WARM_UP = 2  # steps that compile and allocate, and are not timed
 PROFILED = 4  # the step, counted from 0, that --profile looks at

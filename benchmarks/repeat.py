@@ -20,7 +20,7 @@ import torch
 from benchmarks.recipe import WARM_UP
 from benchmarks.shapes import SHAPES
 from benchmarks.train_speed import Job, measure, random_rows
-from stages.params import Train
+from qlora.recipe.params import Train
 from stages.quantize_load_train import prepare_gpu
 
 TOKENS = 1000  # different ones in the rows

@@ -6,8 +6,8 @@ Both answer the same rows and are compared row by row, so what counts is the sha
 gets right (results/report.md and metrics/rows.json tell it). For independent rows; where schemas repeat, more.
 """
 
-from stages import bootstrap
-from stages.markdown import table
+from qlora.reporting import bootstrap
+from qlora.reporting.markdown import table
 
 DIFFERENCES = (0.01, 0.02, 0.03, 0.05, 0.10)
 DISAGREEMENTS = (0.02, 0.05, 0.10, 0.20, 0.40)

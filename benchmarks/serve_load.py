@@ -18,10 +18,11 @@ from itertools import count, islice
 from pathlib import Path
 from threading import Lock
 
-from stages import jsonl, serving
-from stages.console import Refusal, run_stage, summary
-from stages.params import Params, load_params
-from stages.sql import verdict
+from qlora.recipe.params import Params, load_params
+from qlora.rows import jsonl
+from qlora.runtime.console import Refusal, run_stage, summary
+from qlora.sql import verdict
+from tools import serving
 
 
 def main() -> None:

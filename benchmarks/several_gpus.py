@@ -23,10 +23,12 @@ from transformers import TrainerCallback, set_seed
 from benchmarks.recipe import WARM_UP, blank_tokenizer, random_model
 from benchmarks.shapes import SHAPES
 from benchmarks.train_speed import random_rows, shape_of
-from stages import layout, quantize_load_train, several
-from stages.console import run_stage
-from stages.memory_plan import MemoryPlan
-from stages.params import load_params
+from qlora.processes import several
+from qlora.recipe.params import load_params
+from qlora.runtime.console import run_stage
+from qlora.training import layout
+from qlora.training.memory_plan import MemoryPlan
+from stages import quantize_load_train
 
 
 class Times(TrainerCallback):

@@ -19,12 +19,12 @@ from functools import partial
 
 from sqlglot import exp
 
-from stages.sql.comparison import same_results
-from stages.sql.judge import Judge
-from stages.sql.queries import is_ordered, normal_form, parse
-from stages.sql.sandbox import Database, QueryError
-from stages.sql.schema import Schema, read_schema
-from stages.sql.verdict import score, totals
+from qlora.sql.comparison import same_results
+from qlora.sql.judge import Judge
+from qlora.sql.queries import is_ordered, normal_form, parse
+from qlora.sql.sandbox import Database, QueryError
+from qlora.sql.schema import Schema, read_schema
+from qlora.sql.verdict import score, totals
 
 Tree = exp.Expression
 Change = Callable[[Tree], object]

@@ -32,10 +32,11 @@ from trl import SFTTrainer
 
 from benchmarks.recipe import PROFILED, WARM_UP, Clock, blank_tokenizer, figures, random_model, settings
 from benchmarks.shapes import SHAPES
-from stages import device, fast_path, layout, memory_plan, packing
-from stages.chat import IGNORED, Encoded
-from stages.memory_plan import MemoryPlan, Shape
-from stages.params import Train
+from qlora.kernels import compiled_layers as fast_path
+from qlora.recipe.params import Train
+from qlora.rows.chat import IGNORED, Encoded
+from qlora.training import device, layout, memory_plan, packing
+from qlora.training.memory_plan import MemoryPlan, Shape
 from stages.quantize_load_train import Trainer, attention, be_repeatable, prepare_gpu
 
 ARTICLE_ROWS = 4  # rows of a micro-batch of the articles

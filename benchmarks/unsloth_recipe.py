@@ -26,8 +26,8 @@ from unsloth.utils.attention_dispatch import select_attention_backend  # noqa: E
 
 from benchmarks.recipe import Clock, blank_tokenizer, figures, random_model, settings  # noqa: E402
 from benchmarks.shapes import SHAPES  # noqa: E402
-from stages import packing  # noqa: E402
-from stages.chat import Encoded  # noqa: E402
+from qlora.training import packing  # noqa: E402
+from qlora.rows.chat import Encoded  # noqa: E402
 
 
 def load(config: PreTrainedConfig, adapter: dict, pack_tokens: int) -> PeftModel:

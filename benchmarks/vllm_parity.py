@@ -1,6 +1,6 @@
 """Whether the merged model, or one of vllm.types, answers through vLLM as through transformers.
 
-python -m stages.serve_vllm [--artifact NAME] &
+python -m tools.serve_vllm [--artifact NAME] &
 python -m benchmarks.vllm_parity --url http://127.0.0.1:8000 [--artifact NAME] [--rows 50]
 
 In a folder where the pipeline has run: the greedy answers to the test rows are compared with those that
@@ -12,9 +12,9 @@ from itertools import islice
 from pathlib import Path
 
 from benchmarks.serve_load import ask, gap_from_text
-from stages import jsonl
-from stages.console import run_stage, summary
-from stages.params import load_params
+from qlora.recipe.params import load_params
+from qlora.rows import jsonl
+from qlora.runtime.console import run_stage, summary
 
 
 def main() -> None:

@@ -10,11 +10,15 @@ from pathlib import Path
 
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from stages import base_model, chat, gguf_file, jsonl, llama_cpp, modelfile, parity
-from stages.console import Refusal, run_stage, summary
-from stages.llama_server import Server
-from stages.outputs import new_folder, write_text
-from stages.params import Params, load_params
+from qlora.gguf import file as gguf_file
+from qlora.gguf import modelfile, parity
+from qlora.llama_cpp import tools as llama_cpp
+from qlora.llama_cpp.server import Server
+from qlora.recipe.params import Params, load_params
+from qlora.rows import chat, jsonl
+from qlora.runtime.console import Refusal, run_stage, summary
+from qlora.runtime.outputs import new_folder, write_text
+from qlora.source import base_model
 
 MERGED = Path("models/merged")
 TRAIN = Path("data/prepared/train.jsonl")

@@ -26,14 +26,18 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from stages import base_model, chat, distance, hf_inference, jsonl, several
-from stages.console import Refusal, run_stage, summary
-from stages.distance import Top
-from stages.hf_inference import Answer, Score
-from stages.llama_server import Scored, Server
-from stages.outputs import write_json, write_text
-from stages.params import Params, load_params
-from stages.sql import verdict
+from qlora.llama_cpp.server import Scored, Server
+from qlora.processes import several
+from qlora.recipe.params import Params, load_params
+from qlora.rows import chat, jsonl
+from qlora.runtime.console import Refusal, run_stage, summary
+from qlora.runtime.outputs import write_json, write_text
+from qlora.scoring import top_tokens as distance
+from qlora.scoring import transformers_run as hf_inference
+from qlora.scoring.top_tokens import Top
+from qlora.scoring.transformers_run import Answer, Score
+from qlora.source import base_model
+from qlora.sql import verdict
 
 TEST_ROWS = Path("data/prepared/test.jsonl")
 SLOTS = 8  # requests that llama-server works on at once
@@ -127,7 +131,7 @@ def devices(artifact: str, base: Path) -> int:
     """How many devices share the rows of `artifact`: all GPUs that are visible, if each can hold it, else one."""
     gpus = torch.cuda.device_count()
     if gpus > 1 and artifact != "adapter":  # which stays in 4 bits where the memory is short
-        from stages import models
+        from qlora.weights import loading as models
 
         needed = models.plain_bytes(base if artifact == "base" else Path("models") / artifact, torch.bfloat16)
         if needed > min(torch.cuda.get_device_properties(gpu).total_memory for gpu in range(gpus)):
@@ -137,7 +141,8 @@ def devices(artifact: str, base: Path) -> int:
 
 def load(artifact: str, base: Path):
     """The transformers model that `artifact` names, ready to answer."""
-    from stages import compressed, models  # bitsandbytes takes seconds to import, and a GGUF needs none of it
+    from qlora.weights import compressed  # bitsandbytes takes seconds to import, and a GGUF needs none of it
+    from qlora.weights import loading as models
 
     if artifact == "adapter":
         adapter = Path("models/adapter")

@@ -5,10 +5,12 @@ Writes models/base/base.json. The weights stay where they are (the hub's cache, 
 
 from pathlib import Path
 
-from stages import architecture, base_model, hub, parity
-from stages.console import run_stage, summary
-from stages.outputs import new_folder, write_json
-from stages.params import load_params
+from qlora.gguf import parity
+from qlora.recipe.params import load_params
+from qlora.runtime.console import run_stage, summary
+from qlora.runtime.outputs import new_folder, write_json
+from qlora.source import base_model, hub
+from qlora.weights import architecture
 
 
 def main() -> None:

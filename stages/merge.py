@@ -23,10 +23,13 @@ from tqdm import tqdm
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import logging
 
-from stages import base_model, chat, models, packing
-from stages.console import Refusal, run_stage, summary
-from stages.outputs import new_folder, write_json
-from stages.params import Merge, Quantization, load_params
+from qlora.recipe.params import Merge, Quantization, load_params
+from qlora.rows import chat
+from qlora.runtime.console import Refusal, run_stage, summary
+from qlora.runtime.outputs import new_folder, write_json
+from qlora.source import base_model
+from qlora.training import packing
+from qlora.weights import loading as models
 
 ADAPTER = Path("models/adapter")
 SAMPLE_ROWS = 8

@@ -17,10 +17,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from stages import base_model, chat, rows
-from stages.console import Refusal, run_stage, summary
-from stages.outputs import new_folder, write_json
-from stages.params import Data, Model, load_params
+from qlora.raw_rows import rows
+from qlora.recipe.params import Data, Model, load_params
+from qlora.rows import chat
+from qlora.runtime.console import Refusal, run_stage, summary
+from qlora.runtime.outputs import new_folder, write_json
+from qlora.source import base_model
 
 SPLITS = ("train", "validation", "test")
 

@@ -10,10 +10,12 @@ import shutil
 import time
 from pathlib import Path
 
-from stages import base_model, gguf_file, llama_cpp
-from stages.console import Refusal, run_stage, summary
-from stages.outputs import new_folder
-from stages.params import GGUF_TYPES, NEEDS_MATRIX, PLAIN
+from qlora.gguf import file as gguf_file
+from qlora.llama_cpp import tools as llama_cpp
+from qlora.recipe.params import GGUF_TYPES, NEEDS_MATRIX, PLAIN
+from qlora.runtime.console import Refusal, run_stage, summary
+from qlora.runtime.outputs import new_folder
+from qlora.source import base_model
 
 SOURCE = Path("models/bf16/model.gguf")
 MATRIX = Path("models/bf16/imatrix.gguf")

@@ -36,24 +36,19 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
-from stages import (
-    base_model,
-    chat,
-    compressed,
-    device,
-    fast_path,
-    layout,
-    models,
-    nf4_linear,
-    packed_attention,
-    packing,
-    several,
-)
-from stages.console import Refusal, run_stage, summary
-from stages.device import Device
-from stages.memory_plan import MemoryPlan
-from stages.outputs import new_folder, room_in, write_json
-from stages.params import Params, Train, load_params
+from qlora.kernels import compiled_layers as fast_path
+from qlora.kernels import nf4_linear, packed_attention
+from qlora.processes import several
+from qlora.recipe.params import Params, Train, load_params
+from qlora.rows import chat
+from qlora.runtime.console import Refusal, run_stage, summary
+from qlora.runtime.outputs import new_folder, room_in, write_json
+from qlora.source import base_model
+from qlora.training import device, layout, packing
+from qlora.training.device import Device
+from qlora.training.memory_plan import MemoryPlan
+from qlora.weights import compressed
+from qlora.weights import loading as models
 
 PREPARED = Path("data/prepared")
 SPLITS = ("train", "validation")

@@ -17,10 +17,13 @@ from datasets import Dataset
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from stages import base_model, chat, compressed, jsonl, models
-from stages.console import Refusal, run_stage, summary
-from stages.outputs import new_folder
-from stages.params import VLLM_TYPES, load_params
+from qlora.recipe.params import VLLM_TYPES, load_params
+from qlora.rows import chat, jsonl
+from qlora.runtime.console import Refusal, run_stage, summary
+from qlora.runtime.outputs import new_folder
+from qlora.source import base_model
+from qlora.weights import compressed
+from qlora.weights import loading as models
 
 MERGED = Path("models/merged")
 TRAIN = Path("data/prepared/train.jsonl")

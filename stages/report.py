@@ -15,14 +15,15 @@ from pathlib import Path
 
 import numpy as np
 
-from stages import bootstrap, distance, gates, model_card, outcomes
-from stages.bootstrap import Interval
-from stages.console import Refusal, run_stage
-from stages.gates import Checked
-from stages.markdown import table
-from stages.outcomes import Outcomes
-from stages.outputs import write_json, write_text
-from stages.params import DISTANCES, PLAIN, load_params, predecessor
+from qlora.recipe.params import DISTANCES, PLAIN, load_params, predecessor
+from qlora.reporting import bootstrap, gates, model_card, outcomes
+from qlora.reporting.bootstrap import Interval
+from qlora.reporting.gates import Checked
+from qlora.reporting.markdown import table
+from qlora.reporting.outcomes import Outcomes
+from qlora.runtime.console import Refusal, run_stage
+from qlora.runtime.outputs import write_json, write_text
+from qlora.scoring import top_tokens as distance
 
 PREDICTIONS = Path("results/predictions")
 MOST_ANSWERS = 10  # rows whose answers are shown

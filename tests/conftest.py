@@ -15,9 +15,10 @@ import torch
 from ruamel.yaml import YAML
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from stages import base_model, prepare_dataset
-from stages.outputs import write_json
-from stages.params import EMBEDDED, Model
+from qlora.recipe.params import EMBEDDED, Model
+from qlora.runtime.outputs import write_json
+from qlora.source import base_model
+from stages import prepare_dataset
 
 REPO = Path(__file__).parent.parent
 # A run of a few seconds on the tiny model, as changes to the default recipe.

@@ -30,21 +30,14 @@ from transformers import (
     Qwen3Config,
 )
 
-from stages import (
-    base_model,
-    convert_gguf,
-    evaluate,
-    fast_path,
-    fetch_base,
-    layout,
-    merge,
-    models,
-    prepare_dataset,
-    quantize_load_train,
-)
-from stages.console import Refusal
-from stages.outputs import write_json
-from stages.params import Lora, Model, Quantization
+from qlora.kernels import compiled_layers as fast_path
+from qlora.recipe.params import Lora, Model, Quantization
+from qlora.runtime.console import Refusal
+from qlora.runtime.outputs import write_json
+from qlora.source import base_model
+from qlora.training import layout
+from qlora.weights import loading as models
+from stages import convert_gguf, evaluate, fetch_base, merge, prepare_dataset, quantize_load_train
 
 SHAPE = {
     "hidden_size": 64,

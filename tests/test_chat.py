@@ -7,8 +7,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from stages import chat
-from stages.console import Refusal
+from qlora.rows import chat
+from qlora.runtime.console import Refusal
 
 SHORT = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "SELECT COUNT(*) FROM t"}]
 LONG = [

@@ -11,11 +11,11 @@ import pytest
 from conftest import REPO, chromium
 from playwright.sync_api import expect
 
-from stages import base_model, demo, serving
-from stages.outputs import write_json
-from stages.params import EMBEDDED, Model, load_params
-from stages.sql import trial
-from stages.sql.schema import SchemaError
+from qlora.recipe.params import EMBEDDED, Model, load_params
+from qlora.runtime.outputs import write_json
+from qlora.source import base_model
+from qlora.sql.schema import SchemaError
+from tools import demo, serving, trial
 
 SCHEMA = "CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT, country TEXT)"
 
@@ -65,7 +65,7 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def url(place):
     pytest.importorskip("gradio", reason="the demo's packages are not installed (requirements-demo.txt)")
-    command = [sys.executable, "-m", "stages.demo", "--artifact", "bf16", "--port", "0"]
+    command = [sys.executable, "-m", "tools.demo", "--artifact", "bf16", "--port", "0"]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(command, cwd=place, env=environment, stdout=subprocess.PIPE, text=True)
     printed = ""

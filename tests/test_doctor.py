@@ -10,9 +10,11 @@ from conftest import REPO, refused
 from fake_hub import COMMIT, fake_hub
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from stages import device, doctor, llama_cpp
-from stages.console import Refusal
-from stages.params import Params, load_params
+from qlora.llama_cpp import tools as llama_cpp
+from qlora.recipe.params import Params, load_params
+from qlora.runtime.console import Refusal
+from qlora.training import device
+from tools import doctor
 
 GB = 10**9
 NAME = "org/tiny"
@@ -159,9 +161,9 @@ def test_layers_that_the_model_does_not_have(params, tiny_model):
 
 
 ASK = """
-from stages import doctor
-from stages.console import run_stage
-from stages.params import load_params
+from tools import doctor
+from qlora.runtime.console import run_stage
+from qlora.recipe.params import load_params
 params = load_params()
 def ask():
     doctor.hub_repository("dataset", params.model.id, params.model.revision)

@@ -13,12 +13,18 @@ import torch
 from gguf import GGUFReader
 from transformers import AutoModelForCausalLM
 
-from stages import base_model, chat, convert_gguf, distance, evaluate, gates, hf_inference, llama_cpp
-from stages.chat import Encoded
-from stages.distance import Top
-from stages.hf_inference import Score
-from stages.llama_server import Server
-from stages.params import EMBEDDED, Model
+from qlora.llama_cpp import tools as llama_cpp
+from qlora.llama_cpp.server import Server
+from qlora.recipe.params import EMBEDDED, Model
+from qlora.reporting import gates
+from qlora.rows import chat
+from qlora.rows.chat import Encoded
+from qlora.scoring import top_tokens as distance
+from qlora.scoring import transformers_run as hf_inference
+from qlora.scoring.top_tokens import Top
+from qlora.scoring.transformers_run import Score
+from qlora.source import base_model
+from stages import convert_gguf, evaluate
 
 REPO = Path(__file__).parents[1]
 SYSTEM = "Write one SQLite query that answers the question."

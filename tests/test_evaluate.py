@@ -11,11 +11,12 @@ import torch
 from conftest import refused
 from transformers import AutoModelForCausalLM
 
-from stages import evaluate, hf_inference, report
-from stages.chat import IGNORED, Encoded
-from stages.console import Refusal
-from stages.distance import Top
-from stages.hf_inference import Answer, Score
+from qlora.rows.chat import IGNORED, Encoded
+from qlora.runtime.console import Refusal
+from qlora.scoring import transformers_run as hf_inference
+from qlora.scoring.top_tokens import Top
+from qlora.scoring.transformers_run import Answer, Score
+from stages import evaluate, report
 
 STOP = 2
 NOTHING = Top(np.zeros((0, 64), np.int32), np.zeros((0, 64), np.float32))

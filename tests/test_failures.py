@@ -61,7 +61,7 @@ def test_a_disk_that_fills_while_a_gguf_is_converted(prepared):
 
 @small_disk
 def test_a_disk_that_fills_while_a_gguf_is_quantized(prepared):
-    from stages import llama_cpp
+    from qlora.llama_cpp import tools as llama_cpp
 
     Path("models/bf16").mkdir()
     llama_cpp.convert(Path("tiny"), Path("models/bf16/model.gguf"))
@@ -76,7 +76,7 @@ def test_a_disk_that_is_too_small_for_a_file_of_weights(prepared):
     """safetensors takes the whole room first and gives it back when it fails: the disk does not look full then."""
     Path("fill.py").write_text(
         "import torch; from pathlib import Path; from safetensors.torch import save_file\n"
-        "from stages.console import run_stage; from stages.outputs import new_folder\n"
+        "from qlora.runtime.console import run_stage; from qlora.runtime.outputs import new_folder\n"
         "def main():\n"
         "    with new_folder(Path('models/full')) as folder:\n"
         "        save_file({'x': torch.zeros(10**6)}, folder / 'x.safetensors')\n"
@@ -87,7 +87,7 @@ def test_a_disk_that_is_too_small_for_a_file_of_weights(prepared):
     assert left == {"models/base/base.json"}
 
 
-RUN = "from stages.console import run_stage; import torch; run_stage(lambda: {})"
+RUN = "from qlora.runtime.console import run_stage; import torch; run_stage(lambda: {})"
 
 
 @pytest.mark.parametrize(

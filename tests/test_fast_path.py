@@ -11,7 +11,10 @@ from peft.tuners.lora.bnb import Linear4bit as LoraLinear4bit
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks.recipe import random_model
-from stages import fast_path, memory_plan, models, nf4_linear
+from qlora.kernels import compiled_layers as fast_path
+from qlora.kernels import nf4_linear
+from qlora.training import memory_plan
+from qlora.weights import loading as models
 
 CONFIG = LlamaConfig(
     vocab_size=512,

@@ -8,10 +8,10 @@ import pytest
 from conftest import refused
 from fake_hub import COMMIT, fake_hub
 
-from stages import base_model
-from stages.console import Refusal
-from stages.outputs import write_json
-from stages.params import Model
+from qlora.recipe.params import Model
+from qlora.runtime.console import Refusal
+from qlora.runtime.outputs import write_json
+from qlora.source import base_model
 
 NAME = "org/tiny"
 NOWHERE = "http://127.0.0.1:9"  # nobody listens on the discard port
@@ -83,17 +83,17 @@ def test_pickled_weights_are_refused(workspace):
 
 # The stage imports what takes seconds; this is what it does first.
 FETCH = """
-from stages import base_model
-from stages.console import run_stage
-from stages.params import load_params
+from qlora.source import base_model
+from qlora.runtime.console import run_stage
+from qlora.recipe.params import load_params
 run_stage(lambda: base_model.fetch(load_params().model))
 """
 
 
 RECORD = """
 import json
-from stages import base_model
-from stages.params import load_params
+from qlora.source import base_model
+from qlora.recipe.params import load_params
 model = load_params().model
 print(json.dumps(base_model.describe(model, base_model.fetch(model))))
 """
@@ -242,9 +242,9 @@ def test_a_token_is_used_and_written_nowhere(workspace, tiny_model, environment)
 
 
 READ = """
-from stages import rows
-from stages.console import run_stage
-from stages.params import load_params
+from qlora.raw_rows import rows
+from qlora.runtime.console import run_stage
+from qlora.recipe.params import load_params
 data = load_params().data
 run_stage(lambda: print(*rows.read(data.source, data), sep="\\n"))
 """

@@ -15,11 +15,17 @@ from gguf import GGUFReader
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
-from stages import base_model, chat, convert_gguf, gguf_file, jsonl, llama_cpp, llama_server, parity, quantize_gguf
-from stages.console import Refusal
-from stages.llama_server import Server
-from stages.outputs import write_json
-from stages.params import EMBEDDED, NEEDS_MATRIX, Model
+from qlora.gguf import file as gguf_file
+from qlora.gguf import parity
+from qlora.llama_cpp import server as llama_server
+from qlora.llama_cpp import tools as llama_cpp
+from qlora.llama_cpp.server import Server
+from qlora.recipe.params import EMBEDDED, NEEDS_MATRIX, Model
+from qlora.rows import chat, jsonl
+from qlora.runtime.console import Refusal
+from qlora.runtime.outputs import write_json
+from qlora.source import base_model
+from stages import convert_gguf, quantize_gguf
 
 CONVERSATION = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "SELECT 1"}]
 OTHER_TEMPLATE = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
@@ -351,8 +357,8 @@ def test_the_server_is_gone_when_its_stage_is_killed(gguf, sent):
     program = f"""
 import time
 from pathlib import Path
-from stages.console import run_stage
-from stages.llama_server import Server
+from qlora.runtime.console import run_stage
+from qlora.llama_cpp.server import Server
 
 def main():
     with Server(Path({str(gguf)!r}), context=64, slots=1) as server:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from stages import llama_cpp, llama_cpp_install
-from stages.console import Refusal
+from qlora.llama_cpp import tools as llama_cpp
+from qlora.runtime.console import Refusal
+from tools import llama_cpp_build as llama_cpp_install
 
 
 @pytest.fixture

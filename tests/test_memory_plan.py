@@ -9,10 +9,10 @@ from conftest import REPO
 from transformers import AutoModelForCausalLM
 
 from benchmarks.shapes import SHAPES
-from stages import layout, memory_plan
-from stages.console import Refusal
-from stages.device import Device
-from stages.params import load_params
+from qlora.recipe.params import load_params
+from qlora.runtime.console import Refusal
+from qlora.training import layout, memory_plan
+from qlora.training.device import Device
 
 GB = 10**9
 H200 = 790e12  # operations a second

@@ -11,10 +11,12 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from stages import base_model, merge, models, prepare_dataset
-from stages.console import Refusal
-from stages.outputs import write_json
-from stages.params import Model, Quantization
+from qlora.recipe.params import Model, Quantization
+from qlora.runtime.console import Refusal
+from qlora.runtime.outputs import write_json
+from qlora.source import base_model
+from qlora.weights import loading as models
+from stages import merge, prepare_dataset
 
 
 @pytest.fixture

@@ -7,8 +7,10 @@ import subprocess
 import pytest
 from transformers import AutoTokenizer
 
-from stages import base_model, chat, modelfile
-from stages.params import EMBEDDED, Model
+from qlora.gguf import modelfile
+from qlora.recipe.params import EMBEDDED, Model
+from qlora.rows import chat
+from qlora.source import base_model
 
 LLAMA_3 = (
     "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + "

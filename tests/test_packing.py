@@ -11,10 +11,12 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM, Gemma2Config
 from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 
-from stages import models, packed_attention, packing
-from stages.chat import IGNORED, Encoded
-from stages.console import Refusal
-from stages.params import Quantization
+from qlora.kernels import packed_attention
+from qlora.recipe.params import Quantization
+from qlora.rows.chat import IGNORED, Encoded
+from qlora.runtime.console import Refusal
+from qlora.training import packing
+from qlora.weights import loading as models
 
 lengths = st.lists(st.integers(1, 60), min_size=1, max_size=50)
 processes = st.integers(1, 5)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from stages.console import Refusal
-from stages.params import Params, load_params
+from qlora.recipe.params import Params, load_params
+from qlora.runtime.console import Refusal
 
 REPO = Path(__file__).parent.parent
 RECIPES = sorted((REPO / "recipes").glob("*.yaml"))

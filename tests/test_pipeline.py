@@ -237,7 +237,7 @@ def test_a_broken_gate_fails_the_report_after_all_is_written(pipeline):
 
 def test_two_commits_are_compared_from_git_alone(pipeline):
     done = subprocess.run(
-        [sys.executable, "-m", "stages.compare", "HEAD"],
+        [sys.executable, "-m", "tools.compare", "HEAD"],
         cwd=pipeline,
         env=environment() | {"DVC_NO_ANALYTICS": "1"},
         capture_output=True,

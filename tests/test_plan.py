@@ -5,8 +5,8 @@ import re
 
 from conftest import refused
 
-from stages import plan
-from stages.params import load_params
+from qlora.recipe.params import load_params
+from tools import plan
 
 
 def lines_of(done) -> dict[str, str]:

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from conftest import refused
 
-from stages import base_model, chat, prepare_dataset
-from stages.console import Refusal
-from stages.outputs import write_json
-from stages.params import Model, load_params
+from qlora.recipe.params import Model, load_params
+from qlora.rows import chat
+from qlora.runtime.console import Refusal
+from qlora.runtime.outputs import write_json
+from qlora.source import base_model
+from stages import prepare_dataset
 
 SPLITS = ("train", "validation", "test")
 ALL_ROWS = {"data.train_rows": None, "data.validation_rows": None, "data.test_rows": None}

@@ -11,8 +11,10 @@ import torch
 from conftest import Workspace, make_workspace
 from safetensors.torch import load_file, save_file
 
-from stages import compressed, evaluate, fetch_base, models, prepare_dataset, quantize_load_train, quantize_vllm
-from stages.console import Refusal
+from qlora.runtime.console import Refusal
+from qlora.weights import compressed
+from qlora.weights import loading as models
+from stages import evaluate, fetch_base, prepare_dataset, quantize_load_train, quantize_vllm
 
 needs_llm_compressor = pytest.mark.skipif(
     find_spec("llmcompressor") is None, reason="llm-compressor is not installed (make llm-compressor)"

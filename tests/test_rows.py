@@ -8,9 +8,9 @@ import pyarrow
 import pyarrow.parquet as parquet
 import pytest
 
-from stages import rows
-from stages.console import Refusal
-from stages.params import Data
+from qlora.raw_rows import rows
+from qlora.recipe.params import Data
+from qlora.runtime.console import Refusal
 
 SQL = Data(source="data/raw/rows.jsonl", dialect="sqlite", task="text-to-sql", user_prompt="{context} | {question}")
 CHAT = Data(source="data/raw/rows.jsonl", dialect="sqlite", task="chat")

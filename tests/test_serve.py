@@ -20,10 +20,15 @@ import pytest
 from conftest import REPO, Workspace, chromium, refused
 from transformers import AutoTokenizer
 
-from stages import ask, base_model, chat, evaluate, llama_cpp, rows, serve, serving, web_ui
-from stages.console import Refusal
-from stages.outputs import write_json
-from stages.params import EMBEDDED, Model, load_params
+from qlora.llama_cpp import tools as llama_cpp
+from qlora.raw_rows import rows
+from qlora.recipe.params import EMBEDDED, Model, load_params
+from qlora.rows import chat
+from qlora.runtime.console import Refusal
+from qlora.runtime.outputs import write_json
+from qlora.source import base_model
+from stages import evaluate
+from tools import ask, serve, serving, web_ui
 
 QUESTION = [{"role": "user", "content": "CREATE TABLE users (id INTEGER, name TEXT)\n\nHow many users are there?"}]
 
@@ -47,8 +52,8 @@ def place(tmp_path_factory) -> Workspace:
 
 @contextmanager
 def serving_process(place: Workspace, *options: str, **environment: str) -> Iterator[tuple[str, subprocess.Popen]]:
-    """`python -m stages.serve` on a free port: its URL and its process."""
-    command = [sys.executable, "-m", "stages.serve", "--artifact", "bf16", "--port", "0", "--context", "512", *options]
+    """`python -m tools.serve` on a free port: its URL and its process."""
+    command = [sys.executable, "-m", "tools.serve", "--artifact", "bf16", "--port", "0", "--context", "512", *options]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"} | environment
     process = subprocess.Popen(command, cwd=place.path, env=environment, stdout=subprocess.PIPE, text=True)
     try:

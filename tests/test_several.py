@@ -19,9 +19,11 @@ from bitsandbytes.nn import Linear4bit
 from conftest import make_workspace, refused
 from safetensors.torch import load_file
 
-from stages import hf_inference, models, several
-from stages.console import Refusal
-from stages.params import Quantization
+from qlora.processes import several
+from qlora.recipe.params import Quantization
+from qlora.runtime.console import Refusal
+from qlora.scoring import transformers_run as hf_inference
+from qlora.weights import loading as models
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +208,7 @@ def test_shares_have_each_row_once_and_about_equally_many_tokens():
 @pytest.fixture
 def settings(prepared, monkeypatch):
     """The parameters of training with changes, on a machine with so many GPUs."""
-    from stages.params import load_params
+    from qlora.recipe.params import load_params
 
     monkeypatch.chdir(prepared.path)
     train = load_params().train

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.sql.comparison import same_results
-from stages.sql.constraints import compare, read_constraints
-from stages.sql.databases import SHAPES, Generator
-from stages.sql.queries import normal_form, parse, plain_strings, without_distinct
-from stages.sql.sandbox import Result
-from stages.sql.schema import SchemaError, read_schema
+from qlora.sql.comparison import same_results
+from qlora.sql.constraints import compare, read_constraints
+from qlora.sql.databases import SHAPES, Generator
+from qlora.sql.queries import normal_form, parse, plain_strings, without_distinct
+from qlora.sql.sandbox import Result
+from qlora.sql.schema import SchemaError, read_schema
 
 SCHOOL = (
     "CREATE TABLE Dept (dept_id INTEGER PRIMARY KEY, name VARCHAR UNIQUE, budget REAL NOT NULL);"
@@ -86,7 +86,7 @@ def test_lenient_databases_have_no_nulls_but_in_foreign_keys_without_a_parent():
 
 
 def test_the_query_finds_rows():
-    from stages.sql.judge import Judge
+    from qlora.sql.judge import Judge
 
     judge = Judge(SCHOOL, QUERY)
     results = [gold.rows for _, gold in judge.suites["strict"].instances()]

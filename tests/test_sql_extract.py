@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from stages.sql.extract import extract
+from qlora.sql.extract import extract
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import psutil
 import pytest
 from hostile_sql import HOSTILE
 
-from stages.sql.sandbox import MAX_CELLS, Database, QueryError
-from stages.sql.verdict import score
+from qlora.sql.sandbox import MAX_CELLS, Database, QueryError
+from qlora.sql.verdict import score
 
 ROW = {
     "question": "Who is older than 30?",
@@ -137,7 +137,7 @@ def test_memory_stays_bounded():
 import resource, sys
 sys.path.insert(0, "tests")
 from hostile_sql import HOSTILE
-from stages.sql.verdict import score
+from qlora.sql.verdict import score
 row = {ROW!r}
 score([row], ["SELECT 1"])
 before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
@@ -155,7 +155,7 @@ def test_a_killed_worker_loses_no_row():
 
     def kill(done):
         if done in (3, 20):
-            workers = [one for one in psutil.Process().children() if "stages.sql.pool" in one.cmdline()]
+            workers = [one for one in psutil.Process().children() if "qlora.sql.pool" in one.cmdline()]
             workers[0].kill()
             killed.append(workers[0].pid)
 

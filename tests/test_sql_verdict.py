@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.sql.judge import Judge
-from stages.sql.verdict import Verdict, score, totals
+from qlora.sql.judge import Judge
+from qlora.sql.verdict import Verdict, score, totals
 
 SHOP = (
     "CREATE TABLE customers (id INTEGER, name VARCHAR, city VARCHAR, age INTEGER);"
@@ -249,7 +249,7 @@ def test_any_gold_query_gets_a_status(answer):
 
 
 def run_command(*arguments):
-    command = [sys.executable, "-m", "stages.score_sql", *map(str, arguments)]
+    command = [sys.executable, "-m", "tools.score_sql", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
 
 

@@ -6,10 +6,12 @@ import math
 import numpy as np
 import pytest
 
-from stages import bootstrap, compare, distance, gates, outcomes
-from stages.console import Refusal
-from stages.distance import COUNT, Top
-from stages.outcomes import Outcomes
+from qlora.reporting import bootstrap, gates, outcomes
+from qlora.reporting.outcomes import Outcomes
+from qlora.runtime.console import Refusal
+from qlora.scoring import top_tokens as distance
+from qlora.scoring.top_tokens import COUNT, Top
+from tools import compare
 
 
 def test_the_interval_covers_the_truth_about_19_times_in_20_also_with_few_groups():

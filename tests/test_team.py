@@ -17,11 +17,13 @@ from huggingface_hub import ModelCard
 from ruamel.yaml import YAML
 from test_pipeline import dvc, environment, git, make_repository, set_param
 
-from stages import base_model, model_card, outcomes, sweep
-from stages.console import Refusal
-from stages.outcomes import Outcomes
-from stages.outputs import write_json
-from stages.params import Model, load_params
+from qlora.recipe.params import Model, load_params
+from qlora.reporting import model_card, outcomes
+from qlora.reporting.outcomes import Outcomes
+from qlora.runtime.console import Refusal
+from qlora.runtime.outputs import write_json
+from qlora.source import base_model
+from tools import sweep
 
 ROOT = Path(__file__).parents[1]
 ROWS = 40
@@ -153,7 +155,7 @@ def branch(small):
 
 
 def report(folder: Path) -> tuple[subprocess.CompletedProcess, str]:
-    done = python(folder, "stages.pr_report", "--base", "main", "--output", "report.md")
+    done = python(folder, "tools.pr_report", "--base", "main", "--output", "report.md")
     page = (folder / "report.md").read_text()
     (folder / "report.md").unlink()
     return done, page
@@ -263,10 +265,10 @@ def test_actionlint_finds_nothing_in_the_workflows():
 
 
 def test_a_second_run_in_a_checkout_says_that_the_first_is_running(small):
-    command = [sys.executable, "-m", "stages.repro", "--force"]
+    command = [sys.executable, "-m", "tools.repro", "--force"]
     first = subprocess.Popen(command, cwd=small, env=environment(), stdout=subprocess.PIPE, text=True)
     assert first.stdout.readline().startswith("Running stage 'fetch-base'")
-    second = python(small, "stages.repro")
+    second = python(small, "tools.repro")
     assert second.returncode == 1
     assert second.stderr == (
         f"error: `make repro` (process {first.pid}) is running in this checkout; wait until it has ended, or work in "
@@ -330,7 +332,7 @@ def test_a_sweep_runs_each_stage_once_names_what_fails_and_goes_on_after_a_stop(
     git(folder, "add", ".")
     git(folder, "commit", "-qm", "settings")
     head = git(folder, "rev-parse", "HEAD")
-    command = ["stages.sweep", "lora.target_modules=[q_proj],[v_proj],[nothing]", "evaluate.max_new_tokens=3,4"]
+    command = ["tools.sweep", "lora.target_modules=[q_proj],[v_proj],[nothing]", "evaluate.max_new_tokens=3,4"]
     command += ["--workers", "2"]
 
     first = subprocess.Popen(
@@ -435,7 +437,7 @@ def test_a_team_shares_what_one_of_them_trained(tmp_path, tiny_model, bucket, mo
     dvc(ours, "push")
     dvc(ours, "push", "--run-cache")
     git(ours, "push", "-q", "origin", "rank-4")
-    here = python(ours, "stages.pr_report", "--base", "origin/main", "--output", "report.md")
+    here = python(ours, "tools.pr_report", "--base", "origin/main", "--output", "report.md")
     assert here.returncode == 0, here.stderr
 
     # The remote holds what is expensive or served; what is rebuilt from it stays away.
@@ -475,7 +477,7 @@ def test_a_team_shares_what_one_of_them_trained(tmp_path, tiny_model, bucket, mo
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     reviewer = tmp_path / "reviewer"
     git(tmp_path, "clone", "-q", "--branch", "rank-4", str(origin), str(reviewer))
-    done = python(reviewer, "stages.pr_report", "--base", "origin/main", "--output", "report.md")
+    done = python(reviewer, "tools.pr_report", "--base", "origin/main", "--output", "report.md")
     assert done.returncode == 0, done.stderr
     page = (reviewer / "report.md").read_text()
     assert page == (ours / "report.md").read_text()

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from benchmarks.train_speed import blank_tokenizer, random_rows, settings
-from stages import packing
+from qlora.training import packing
 from stages.quantize_load_train import Trainer
 
 MADE = ("models/adapter/adapter_model.safetensors", "results/train/log.csv")
@@ -108,7 +108,7 @@ def test_sigterm_leaves_a_checkpoint_to_go_on_from(prepared):
 INTERRUPTED = """
 import os, signal, sys
 from stages import quantize_load_train as stage
-from stages.console import run_stage
+from qlora.runtime.console import run_stage
 
 method, step, pack = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 whole, packs = getattr(stage.SFTTrainer, method), []

@@ -1,0 +1,100 @@
+"""The hub: a repository's files at one commit, or one sentence that says why they cannot be had."""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from qlora.runtime.console import Refusal
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+Kind = Literal["model", "dataset"]
+COPIES = ["consolidated*"]  # the same weights once more, in a format of their maker's
+SECTION = {"model": "model", "dataset": "data"}  # of params.yaml
+FIELD = {"model": "model.id", "dataset": "data.source"}
+NOUN = {"model": "model", "dataset": "data set"}
+
+
+def download(kind: Kind, name: str, revision: str | None, patterns: Sequence[str] | None = None) -> Path:
+    """The folder with the files (those that match `patterns`) of exactly this commit; from the cache if they are there.
+
+    Raises:
+        Refusal: as `explained` and `check_pinned`; of a hub that cannot be reached, with what the cache lacks.
+    """
+    import httpx
+    from huggingface_hub import errors, snapshot_download
+
+    check_pinned(kind, name, revision)
+    files = {"repo_type": kind, "revision": revision, "allow_patterns": patterns, "ignore_patterns": COPIES}
+    with explained(kind, name, revision):
+        try:
+            return Path(snapshot_download(name, **files))
+        except (httpx.TransportError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+            folder = Path(snapshot_download(name, **files, local_files_only=True))  # raises if it is known to lack some
+    if kind == "model" and not any(folder.glob("*.safetensors")):
+        raise _unreachable(kind, name, revision, "in the local cache without its weights,")
+    # Fetched by an older huggingface_hub, or file by file.
+    raise _unreachable(kind, name, revision, f"in the local cache ({folder}) without the list that says if it is all,")
+
+
+def check_pinned(kind: Kind, name: str, revision: str | None) -> None:
+    """Raise Refusal if `revision` is no commit: with the commit to pin, for which the hub is asked."""
+    if COMMIT.fullmatch(revision or ""):
+        return
+    from huggingface_hub import HfApi
+
+    with explained(kind, name, revision):
+        commit = HfApi().repo_info(name, repo_type=kind, revision=revision).sha
+    raise Refusal(
+        f"{SECTION[kind]}.revision: must pin {name} by its commit, because a branch can move; "
+        f"{revision or 'its main branch'} is now {commit}: set {SECTION[kind]}.revision to that"
+    )
+
+
+@contextmanager
+def explained(kind: Kind, name: str, revision: str | None) -> Iterator[None]:
+    """Turn what goes wrong with the hub inside the block into a sentence.
+
+    Raises:
+        Refusal: if the repository or commit does not exist, a licence or token is missing, or the hub is unreachable.
+    """
+    import httpx
+    from huggingface_hub import errors
+
+    field, noun = FIELD[kind], NOUN[kind]
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise Refusal(
+            f"{field}: {name} is gated: accept its licence on the hub's page of the {noun}, then give a token of that "
+            "account in the environment variable HF_TOKEN (or run `hf auth login`)"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise Refusal(
+            f"{field}: the hub has no {noun} {name}, or it is private; check the spelling, or set HF_TOKEN"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise Refusal(f"{SECTION[kind]}.revision: the hub has no commit {revision} of {name}") from None
+    except errors.IncompleteSnapshotError as error:
+        missing = str(error).partition(" are missing (")[2].partition("). ")[0]
+        raise _unreachable(kind, name, revision, f"in the local cache without {missing},") from None
+    except (httpx.TransportError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        raise _unreachable(kind, name, revision, "not in the local cache") from None
+    except OSError as error:
+        if "Consistency check failed" not in str(error):
+            raise
+        raise Refusal(
+            f"{field}: a file of {name} ended before its end ({str(error).splitlines()[0].partition(': ')[2]}); run "
+            "again, which fetches only what is missing, or try another mirror (HF_ENDPOINT)"
+        ) from None
+    except errors.HfHubHTTPError as error:
+        raise Refusal(f"{field}: the hub answered {error.response.status_code} for {name}; try again later") from None
+
+
+def _unreachable(kind: Kind, name: str, revision: str | None, cached: str) -> Refusal:
+    where, local = FIELD[kind], "a local folder" if kind == "model" else "a file under data/raw"
+    return Refusal(
+        f"{where}: {name} at {revision or 'its main branch'} is {cached} and the hub cannot be reached; check the "
+        f"network, HF_ENDPOINT (a mirror) and HF_HUB_OFFLINE, or name {local} in {where}"
+    )

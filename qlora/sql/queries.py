@@ -1,0 +1,333 @@
+"""What is read from the text of a query, and the few rewrites that scoring needs. Parsing is sqlglot's."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import sqlglot
+from sqlglot import exp
+from sqlglot.errors import SqlglotError
+from sqlglot.tokens import TokenType
+
+from qlora.sql.schema import Schema
+
+_COMPARISONS = (exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE, exp.Like, exp.In, exp.Between)
+_MIRRORED = {exp.GT: exp.LT, exp.GTE: exp.LTE}
+_SHUFFLED = (exp.Window, exp.GroupConcat, exp.Anonymous)
+
+
+class Place(NamedTuple):
+    """A column of one mention of a table: `source` is that mention's number in the query."""
+
+    source: int
+    table: str
+    column: str
+
+
+def parse(sql: str, dialect: str = "sqlite") -> exp.Expression | None:
+    """The syntax tree of one statement, or None where sqlglot cannot read it (which says nothing about SQLite).
+
+    May take very long (59 joins without ON take exponential time): see `sandbox.clock`.
+    """
+    try:
+        trees = sqlglot.parse(sql, read=dialect)
+    except (SqlglotError, RecursionError, ValueError, AttributeError, TypeError, IndexError):
+        return None  # sqlglot's parser lets a few of Python's own errors out on odd text
+    return trees[0] if len(trees) == 1 else None
+
+
+def to_sqlite(sql: str, dialect: str) -> str:
+    """`sql` written for `dialect` in SQLite's words. What sqlglot cannot read is returned unchanged."""
+    if dialect == "sqlite":
+        return sql
+    tree = parse(sql, dialect)
+    return sql if tree is None else tree.sql("sqlite")
+
+
+def plain_strings(sql: str, schema: Schema) -> str:
+    """Turn "text" into 'text' where no column, table or alias has that name.
+
+    SQLite takes such a string silently, depending on how it was built; many gold queries rely on it. See
+    https://www.sqlite.org/quirks.html, "Double-quoted String Literals Are Accepted".
+    """
+    tree = parse(sql) if '"' in sql else None
+    if tree is None:
+        return sql
+    names = set(schema.tables).union(*(table.columns for table in schema.tables.values()))
+    names |= {node.alias.lower() for node in tree.find_all(exp.Alias, exp.Table, exp.Subquery, exp.CTE)}
+    tokens = sqlglot.tokenize(sql, read="sqlite")
+    pieces, end = [], 0
+    for before, token, after in zip([None, *tokens], tokens, [*tokens[1:], None], strict=False):
+        named = any(other and other.token_type in (TokenType.DOT, TokenType.ALIAS) for other in (before, after))
+        quoted = token.token_type == TokenType.IDENTIFIER and sql[token.start] == '"'
+        if quoted and not named and token.text.lower() not in names:
+            text = token.text.replace("'", "''")
+            pieces += [sql[end : token.start], f"'{text}'"]
+            end = token.end + 1
+    return "".join([*pieces, sql[end:]])
+
+
+def is_ordered(tree: exp.Expression | None) -> bool:
+    """Whether the query's own rows are in a stated order."""
+    return tree is not None and tree.args.get("order") is not None
+
+
+def is_fragile(tree: exp.Expression | None) -> bool:
+    """Whether the result may depend on the order in which rows are stored: ties, LIMIT, bare columns, windows."""
+    if tree is None or tree.find(exp.Limit, exp.Offset, exp.Order, *_SHUFFLED):
+        return True
+    return any(_bare_columns(select) for select in tree.find_all(exp.Select))
+
+
+def limits_without_order(tree: exp.Expression | None) -> bool:
+    """Whether some LIMIT picks rows that no ORDER BY chose: there is no telling which."""
+    if tree is None:
+        return False
+    for limit in tree.find_all(exp.Limit, exp.Offset):
+        query = limit.parent
+        one_row = isinstance(query, exp.Select) and not query.args.get("group") and _is_aggregate(query)
+        if not query.args.get("order") and not one_row and not isinstance(query.parent, exp.Exists):
+            return True
+    return False
+
+
+def _is_aggregate(select: exp.Select) -> bool:
+    return any(projection.find(exp.AggFunc) for projection in select.selects)
+
+
+def needs_shuffling(tree: exp.Expression | None) -> bool:
+    """Whether only trials with shuffled rows show that dependence, because no probe of `probes` does."""
+    if tree is None or tree.find(*_SHUFFLED):
+        return True
+    return any(_bare_columns(select) and select.find(exp.Min, exp.Max) for select in tree.find_all(exp.Select))
+
+
+def _bare_columns(select: exp.Select) -> list[exp.Column | exp.Star]:
+    """The columns of a grouped or aggregated query that are shown or ordered by, but not grouped by nor aggregated."""
+    group = select.args.get("group")
+    if not group and not _is_aggregate(select):
+        return []
+    grouped = {key.name.lower() for key in group.expressions} if group else set()
+    named = {projection.alias.lower() for projection in select.selects if projection.alias}
+    shown = [
+        projection
+        for number, projection in enumerate(select.selects, start=1)
+        if not {projection.alias.lower(), str(number)} & grouped  # GROUP BY of an alias or of a position
+    ]
+    bare = []
+    for part in (*shown, select.args.get("order"), select.args.get("having")):
+        for node in part.find_all(exp.Column, exp.Star) if part else ():
+            inside = node.find_ancestor(exp.AggFunc, exp.Select)
+            if isinstance(inside, exp.AggFunc) or inside is not select or node.name.lower() in grouped:
+                continue
+            if part in shown or node.name.lower() not in named:
+                bare.append(node)
+    return bare
+
+
+def bare_column_tables(tree: exp.Expression) -> set[str]:
+    """The names (aliases) of the tables that bare columns are read from; "" for a column that names no table."""
+    return {
+        node.table.lower() if isinstance(node, exp.Column) else ""
+        for select in tree.find_all(exp.Select)
+        for node in _bare_columns(select)
+    }
+
+
+def probes(tree: exp.Expression, schema: Schema) -> list[str]:
+    """Variants of a query that give its own result wherever that is determined.
+
+    Two order ties by all output columns, up and down (and the rows to be limited, where no order is stated). Two read
+    each bare column of a group as its least and as its greatest value: SQLite takes it from any row of the group.
+    """
+    found = []
+    for descending in (False, True):
+        tied = tree.copy()
+        for query in list(tied.find_all(exp.Select, exp.SetOperation)):
+            if query.args.get("order") or query.args.get("limit"):
+                order = query.args.get("order") or exp.Order(expressions=[])
+                for position in range(1, _width(query, schema) + 1):
+                    key = exp.Literal.number(position)
+                    order.append("expressions", exp.Ordered(this=key, desc=descending, nulls_first=not descending))
+                if order.expressions:
+                    query.set("order", order)
+        found.append(tied)
+        chosen = tree.copy()
+        for select in list(chosen.find_all(exp.Select)):
+            if not select.find(exp.Min, exp.Max):  # there, SQLite reads bare columns from the row of the extreme
+                for node in _bare_columns(select):
+                    if isinstance(node, exp.Column) and not isinstance(node.this, exp.Star):
+                        node.replace(exp.Max(this=node.copy()) if descending else _least(node))
+        found.append(chosen)
+    return list(dict.fromkeys(probe.sql("sqlite") for probe in found if probe != tree))
+
+
+def _least(column: exp.Column) -> exp.Expression:
+    """The least value of a group, where NULL (which MIN passes over) is less than all others."""
+    counted = exp.EQ(this=exp.Count(this=column.copy()), expression=exp.Count(this=exp.Star()))
+    return exp.Case().when(counted, exp.Min(this=column.copy()))
+
+
+def _width(query: exp.Expression, schema: Schema) -> int:
+    """The number of columns of a query's result; 0 where that takes more than a look at the schema."""
+    projections = outputs(query)
+    if not any(projection.is_star for projection in projections):
+        return len(projections)
+    tables = [schema.tables.get(source.name.lower()) for source in sources(projections[0].parent_select)]
+    if len(projections) > 1 or isinstance(projections[0], exp.Column) or None in tables:
+        return 0
+    return sum(len(table.columns) for table in tables)
+
+
+def without_distinct(sql: str, tree: exp.Expression | None) -> str:
+    """`sql` without DISTINCT (Zhong et al. 2020, section 4.3, do so: annotators use it inconsistently)."""
+    if tree is None or not tree.find(exp.Distinct):
+        return sql
+    tree = tree.copy()
+    for select in tree.find_all(exp.Select):
+        select.set("distinct", None)
+    for distinct in list(tree.find_all(exp.Distinct)):
+        if len(distinct.expressions) == 1:
+            distinct.replace(distinct.expressions[0].copy())
+    return tree.sql("sqlite")
+
+
+def sources(select: exp.Select) -> Iterator[exp.Expression]:
+    """What `select` reads: tables and subqueries, of FROM and of its joins."""
+    start = select.args.get("from_")
+    if start is not None:
+        yield start.this
+    for join in select.args.get("joins") or ():
+        yield join.this
+
+
+def number_tables(tree: exp.Expression) -> dict[int, int]:
+    """`id` of each mention of a table -> its number, in the order of the tree."""
+    return {id(table): number for number, table in enumerate(tree.find_all(exp.Table))}
+
+
+def resolve(column: exp.Column, schema: Schema, numbers: dict[int, int]) -> Place | None:
+    """The place in the schema that `column` names, through aliases, subqueries, CTEs and outer queries.
+
+    None where there is none: an output alias, an unknown name, a computed column. Raises RecursionError on a
+    recursive CTE.
+    """
+    select = column.parent_select
+    while select is not None:
+        for source in sources(select):
+            if column.table and source.alias_or_name.lower() != column.table.lower():
+                continue
+            place = _in_source(source, column.name.lower(), schema, numbers)
+            if place:
+                return place
+        select = select.parent_select
+    return None
+
+
+def _in_source(source: exp.Expression, name: str, schema: Schema, numbers: dict[int, int]) -> Place | None:
+    if isinstance(source, exp.Table):
+        query = _common_table(source)
+        if query is None:
+            table = schema.tables.get(source.name.lower())
+            return Place(numbers[id(source)], table.name, name) if table and name in table.columns else None
+    else:
+        query = source
+    for projection in outputs(query):
+        if isinstance(projection, exp.Star):
+            inner = [_in_source(one, name, schema, numbers) for one in sources(projection.parent)]
+            return next(filter(None, inner), None)
+        if projection.alias_or_name.lower() == name:
+            inner = projection.unalias()
+            return resolve(inner, schema, numbers) if isinstance(inner, exp.Column) else None
+    return None
+
+
+def _common_table(table: exp.Table) -> exp.Expression | None:
+    """The query of the CTE that `table` names."""
+    node = table.parent
+    while node is not None:
+        clause = node.args.get("with_")
+        for common in clause.expressions if clause else ():
+            if common.alias.lower() == table.name.lower():
+                return common.this
+        node = node.parent
+    return None
+
+
+def outputs(query: exp.Expression) -> list[exp.Expression]:
+    """The output expressions of a query: those of the first SELECT of a set operation."""
+    while isinstance(query, (exp.Subquery, exp.SetOperation, exp.Paren)):
+        query = query.this
+    return query.selects if isinstance(query, exp.Select) else []
+
+
+def normal_form(tree: exp.Expression | None, schema: Schema) -> object:
+    """A value that two queries share only if they mean the same; None where no such value is found cheaply.
+
+    Ignored are the case of names and of text compared with a column, aliases, redundant qualification and parentheses,
+    the order of conjuncts and of a comparison's sides, BETWEEN for two comparisons and COUNT(1) for COUNT(*).
+    """
+    if tree is None:
+        return None
+    numbers = number_tables(tree)
+    aliases = {alias.alias.lower() for alias in tree.find_all(exp.Alias)}
+    columns = {}
+    try:
+        for column in tree.find_all(exp.Column):
+            columns[id(column)] = resolve(column, schema, numbers)
+            if columns[id(column)] is None or (column.name.lower() in aliases and not column.table):
+                return None
+        if any(_common_table(table) for table in tree.find_all(exp.Table)):
+            return None
+        return _form(tree, columns)
+    except RecursionError:
+        return None
+
+
+def _form(node: object, columns: dict[int, Place]) -> object:
+    if isinstance(node, list):
+        return tuple(_form(part, columns) for part in node)
+    if not isinstance(node, exp.Expression):
+        return node
+    if isinstance(node, (exp.Paren, exp.Alias)):
+        return _form(node.this, columns)
+    if isinstance(node, exp.Column):
+        return columns[id(node)]
+    if isinstance(node, exp.Table):
+        return ("table", node.name.lower())
+    if isinstance(node, exp.Literal):
+        compared = isinstance(node.parent, _COMPARISONS) and any(
+            isinstance(side, exp.Column) for side in (node.parent.this, node.parent.args.get("expression"))
+        )
+        return ("literal", node.is_string, _lower(node.this) if compared else node.this)
+    if isinstance(node, (exp.And, exp.Between)):
+        return ("And", *sorted(set(_conjuncts(node, columns)), key=repr))
+    if isinstance(node, exp.Or):
+        return ("Or", *sorted({_form(part, columns) for part in node.flatten()}, key=repr))
+    if type(node) in (exp.EQ, exp.NEQ):
+        return (type(node).__name__, *sorted((_form(side, columns) for side in (node.this, node.expression)), key=repr))
+    if type(node) in _MIRRORED:
+        return _comparison(_MIRRORED[type(node)], _form(node.expression, columns), _form(node.this, columns))
+    if isinstance(node, exp.Count) and isinstance(node.this, exp.Literal):
+        return ("Count", ("this", ("Star",)))
+    # `kind` is INNER or absent for the same join; `big_int` is sqlglot's own note.
+    arguments = {k: v for k, v in node.args.items() if v and k != "big_int" and (k, v) != ("kind", "INNER")}
+    return (type(node).__name__, *((name, _form(value, columns)) for name, value in arguments.items()))
+
+
+def _conjuncts(node: exp.Expression, columns: dict[int, Place]) -> list:
+    node = node.unnest()
+    if isinstance(node, exp.And):
+        return _conjuncts(node.this, columns) + _conjuncts(node.expression, columns)
+    if isinstance(node, exp.Between):
+        value, low, high = (_form(node.args[part], columns) for part in ("this", "low", "high"))
+        return [_comparison(exp.LTE, low, value), _comparison(exp.LTE, value, high)]
+    return [_form(node, columns)]
+
+
+def _comparison(kind: type, left: object, right: object) -> tuple:
+    return (kind.__name__, ("this", left), ("expression", right))
+
+
+def _lower(text: str) -> str:
+    """Lower case as SQLite's NOCASE sees it: ASCII only."""
+    return "".join(character.lower() if character.isascii() else character for character in text)

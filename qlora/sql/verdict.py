@@ -1,0 +1,88 @@
+"""Whether a predicted query means what the gold query means, judged from the schema alone.
+
+    verdicts = score(rows, answers)
+    print(totals(verdicts))
+
+For each row, databases are made up (`databases`) and both queries run on them in a sandbox (`sandbox`, in the worker
+processes of `pool`). A prediction that gives another result than the gold query on one of them is different; one that
+agrees on all of them is tried again on as many databases made from both queries, and then called equal.
+
+Error classes of a prediction: empty, not_a_query, several_statements, syntax, unknown_table, unknown_column,
+unknown_function, ambiguous, invalid (any other complaint of SQLite's), denied (not a plain read of the schema's own
+tables, or a function that is not allowed), timeout, too_large, too_many_rows, crashed (it ended the worker), and
+no_schema (there is no schema to run it on).
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from sqlglot.dialects.dialect import Dialect
+
+from qlora.runtime import cpus
+from qlora.sql.judge import Verdict
+from qlora.sql.pool import judge_in_workers
+
+__all__ = ["Verdict", "score", "totals"]
+
+
+def score(
+    rows: Sequence[Mapping],
+    predictions: Sequence[str],
+    *,
+    seed: int = 0,
+    databases: int = 10,
+    dialect: str = "sqlite",
+    processes: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[Verdict]:
+    """Judge `predictions` (raw answers of a model) against `rows` (`question`, `context`, `answer`), in order.
+
+    A verdict depends on its row, its prediction, `seed`, `databases` (the number per row) and `dialect` (that the
+    context, the answer and the prediction are written in, as sqlglot names it) and on nothing else: not on the other
+    rows, nor on `processes` (by default one a CPU that this process may use). Rows with the same context and answer
+    share their databases, so several artifacts are scored fastest in one call. `progress` is called with the number of
+    rows done, from this thread. Raises ValueError if the lengths differ or the dialect is unknown.
+    """
+    Dialect.get_or_raise(dialect)
+    if len(rows) != len(predictions):
+        raise ValueError(f"{len(rows)} rows, but {len(predictions)} predictions")
+    tasks: dict[tuple[str, str], list[int]] = {}
+    for index, row in enumerate(rows):
+        tasks.setdefault((row["context"], row["answer"]), []).append(index)
+    settings = {"seed": seed, "databases": databases, "dialect": dialect}
+    # A worker takes a moment to start: a few rows do not need many.
+    processes = min(processes or cpus.count(), -(-len(tasks) // 8))
+    verdicts: list[Verdict | None] = [None] * len(rows)
+    judged = judge_in_workers(tasks, predictions, settings, processes)
+    for done, (index, verdict) in enumerate(judged, start=1):
+        verdicts[index] = verdict
+        if progress:
+            progress(done)
+    return verdicts
+
+
+def totals(verdicts: Iterable[Verdict]) -> dict:
+    """Counts and rates over `verdicts`.
+
+    `strict` and `lenient` are rates (0 to 1) over the `judged` rows: all but those whose gold query is invalid or
+    undetermined, which are counted in `gold_invalid` and `undetermined`. What is judged does not depend on the
+    predictions, so artifacts scored on the same rows share it. `exact` and `valid` are rates over all `n`. `errors`:
+    class -> count, over all rows. A rate over no rows is None.
+    """
+    verdicts = list(verdicts)
+    judged = [verdict for verdict in verdicts if verdict.gold is None]
+
+    def rate(name: str, among: list[Verdict]) -> float | None:
+        return round(sum(getattr(verdict, name) for verdict in among) / len(among), 6) if among else None
+
+    return {
+        "n": len(verdicts),
+        "judged": len(judged),
+        "strict": rate("strict", judged),
+        "lenient": rate("lenient", judged),
+        "exact": rate("exact", verdicts),
+        "valid": rate("valid", verdicts),
+        "undetermined": sum(verdict.gold == "undetermined" for verdict in verdicts),
+        "gold_invalid": sum(verdict.gold == "invalid" for verdict in verdicts),
+        "errors": dict(sorted(Counter(verdict.error for verdict in verdicts if verdict.error).items())),
+    }

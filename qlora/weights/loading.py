@@ -1,0 +1,159 @@
+"""Loading models: in 4 bits, as training and the scoring of the adapter need them; plain."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn import Linear4bit
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+
+from qlora.recipe.params import Lora, Quantization
+from qlora.runtime.console import Refusal
+from qlora.training.device import available_memory
+from qlora.weights.architecture import skeleton
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+QUANTIZATION = "quantization.json"
+
+
+def quantization_config(quantization: Quantization, sharded: bool = False) -> BitsAndBytesConfig:
+    """QLoRA's storage: 4-bit blocks, doubly quantized scales (Dettmers et al. 2023, arXiv:2305.14314, section 3).
+
+    What is to be `sharded` is kept in words of 32 bits, since FSDP shards floating point numbers only. Shorter ones
+    would not do: on a GPU it copies them by way of float32, which makes one of all words that read as NaN; in bfloat16
+    that is one in 1,300, and half as large an error as quantization itself.
+    """
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization.type,
+        bnb_4bit_use_double_quant=quantization.double_quantization,
+        bnb_4bit_compute_dtype=getattr(torch, quantization.compute_dtype),
+        bnb_4bit_quant_storage=torch.float32 if sharded else torch.uint8,
+    )
+
+
+def read_quantization(adapter: Path) -> Quantization:
+    """How the weights were stored that the adapter was trained on; it belongs to the adapter, so it lies beside it."""
+    return Quantization.model_validate_json((adapter / QUANTIZATION).read_text(encoding="utf-8"))
+
+
+def load_base(
+    folder: Path,
+    quantization: Quantization,
+    attention: str | None = None,
+    config: PreTrainedConfig | None = None,
+    sharded: bool = False,
+) -> PreTrainedModel:
+    """Load the model in `folder` with its linear layers in 4 bits, on this process's GPU if there is one.
+
+    No `prepare_model_for_kbit_training`: its upcast of norms, embeddings and head to float32 costs gigabytes and time
+    and is not needed when everything else is bfloat16. `attention`: an implementation to take, instead of the one that
+    suits the model. A `config` of fewer layers loads just those. What is to be `sharded` over GPUs stays in the CPU's
+    memory until then, so that no GPU ever holds the whole model.
+
+    Raises:
+        Refusal: if the weights cannot be read.
+    """
+    on_gpu = torch.cuda.is_available() and not sharded
+    model = _load(
+        folder,
+        config,
+        attention,
+        dtype=getattr(torch, quantization.compute_dtype),
+        quantization_config=quantization_config(quantization, sharded),
+        device_map={"": torch.cuda.current_device() if on_gpu else "cpu"},
+    )
+    for layer in model.modules():
+        if isinstance(layer, Linear4bit):
+            # On some CPUs bitsandbytes repacks the weights when it sees inference, and does not undo that when
+            # training goes on: after the first validation gradients would be wrong, and steps ten times slower.
+            layer.support_avx512bf16_for_cpu = False
+    return model
+
+
+def dequantize(model: PreTrainedModel) -> bool:
+    """Let each 4-bit layer of `model` be a plain one with the values that its 4 bits stand for, if the memory holds it.
+
+    For generating, which reads every weight for every token and would dequantize it every time. Where plain weights do
+    not fit all stays as it is: slower, the same numbers.
+    """
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Linear4bit)}
+    needed = 0
+    for layer in layers.values():
+        needed += layer.in_features * layer.out_features * layer.compute_dtype.itemsize
+    free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else available_memory()
+    if needed * 1.2 > free:
+        return False
+    for name, layer in layers.items():
+        weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(layer.compute_dtype)
+        plain = torch.nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+        plain.weight = torch.nn.Parameter(weight, requires_grad=False)
+        plain.bias = layer.bias
+        model.set_submodule(name, plain)
+    return True
+
+
+def load_plain(folder: Path, dtype: torch.dtype, config: PreTrainedConfig | None = None) -> PreTrainedModel:
+    """Load the model in `folder` without quantization, on the GPU if it fits there with a tenth to spare.
+
+    A `config` of fewer layers loads just those. Raises Refusal if the weights cannot be read.
+    """
+    fits = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > plain_bytes(folder, dtype, config)
+    return _load(folder, config, None, dtype=dtype, device_map={"": torch.cuda.current_device() if fits else "cpu"})
+
+
+def plain_bytes(folder: Path, dtype: torch.dtype, config: PreTrainedConfig | None = None) -> int:
+    """Bytes that the model in `folder` takes without quantization, whatever it is stored in, with a tenth to spare.
+
+    With a `config` of fewer layers, what those take.
+    """
+    return int(1.1 * dtype.itemsize * sum(parameter.numel() for parameter in skeleton(folder, config).parameters()))
+
+
+def load_adapter(model: PreTrainedModel, adapter: Path) -> "PeftModel":
+    """`model` with the adapter on it, in the model's precision, in which training multiplies, too.
+
+    PEFT's default, float32, would cost half as much time again. Raises Refusal if its weights cannot be read.
+    """
+    from peft import PeftModel  # a second to import, which the plain models do not need
+
+    try:
+        return PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False)
+    except SafetensorError as error:
+        raise Refusal(f"{adapter}: broken weights ({error}); run `dvc repro --force quantize-load-train`") from None
+
+
+def attention_implementation(config: PreTrainedConfig) -> str | None:
+    """The attention that computes what this model defines, None for transformers' choice: that, PyTorch's own, leaves
+    out the cap of Gemma 2's scores (`qlora.kernels.packed_attention`) without a word."""
+    return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else None
+
+
+def _load(folder: Path, config: PreTrainedConfig | None, attention: str | None, **options) -> PreTrainedModel:
+    config = config or AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    options |= {"config": config, "attn_implementation": attention or attention_implementation(config)}
+    try:
+        return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options)
+    except SafetensorError as error:
+        raise Refusal(
+            f"{folder}: broken weights ({error}); make them again: `dvc repro --force` of the stage that writes them, "
+            "or remove the base model from its cache and run `dvc repro --force fetch-base`"
+        ) from None
+
+
+def check_target_modules(model: PreTrainedModel, lora: Lora) -> None:
+    """Raise Refusal unless each of lora.target_modules names a linear layer of `model`."""
+    if lora.target_modules == "all-linear":
+        return
+    linear = {name.split(".")[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    linear.discard("lm_head")  # trl reads its weight directly, so an adapter on it would never be trained
+    unknown = [name for name in lora.target_modules if name.split(".")[-1] not in linear]
+    if unknown:
+        raise Refusal(
+            f"lora.target_modules: this model has no linear layer {', '.join(unknown)}; it has "
+            f"{', '.join(sorted(linear))}"
+        )

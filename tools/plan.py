@@ -1,0 +1,136 @@
+"""plan: what a run of the current params.yaml will need: parameters, memory, tokens, time and disk.
+
+Works before anything was run: reads the model's config.json, and the prepared rows if there are any of these params.
+Fetches no weights (except for the embedded model, which comes as one package) and writes nothing.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+
+from qlora.processes import several
+from qlora.raw_rows import rows
+from qlora.recipe.params import Data, Params, Train, load_params
+from qlora.runtime.console import Refusal, run_stage, summary
+from qlora.source import base_model
+from qlora.training import layout
+from qlora.training.device import Device
+from qlora.training.memory_plan import Shape
+from qlora.weights import loading as models
+from stages import prepare_dataset
+from tools import doctor
+
+PREPARED = Path("data/prepared")
+CHARACTERS = 3.5  # a token: the built-in text-to-SQL rows with SmolLM2's tokenizer
+CARDS = (8, 12, 16, 24, 48, 80)  # GB
+CARD_FREE = 0.94  # of a card's memory, when nothing else uses it
+CARD_RATE = 150e12  # operations a second on large matrix products: the slower, the less do long packs help
+
+
+def main() -> None:
+    params = load_params()
+    folder, base = base_model_of(params)
+    skeleton = models.skeleton(folder)
+    models.check_target_modules(skeleton, params.lora)
+    shape = layout.shape_of(skeleton, params.lora)
+    lengths, source = row_lengths(params)
+    steps = layout.step_tokens(lengths, params.train)
+
+    summary(
+        params.model.id,
+        {
+            "parameters": f"{shape.parameters:,}, {shape.quantized / shape.parameters:.0%} of them in 4 bits",
+            "trainable": f"{shape.trainable:,} ({shape.trainable / shape.parameters:.2%})",
+            "rows": f"{len(lengths):,} for training, {sum(lengths):,} tokens, the longest {max(lengths):,} ({source})",
+        },
+    )
+    try:
+        here = several.devices_here(params.train)
+        plan = layout.lay_out(shape, lengths, params.train, here)
+        summary(f"training on {here.name}", layout.describe(shape, plan, steps, here))
+    except Refusal as refusal:
+        summary("training here", {"does not fit": refusal})
+    if not torch.cuda.is_available():
+        count = cards(params.train)
+        title = "training on a GPU" if count == 1 else f"training on {count} GPUs ({params.train.parallel}), on each"
+        summary(title, {f"{size} GB": on_card(shape, lengths, params.train, size) for size in CARDS})
+    disk = {"fetch-base": base.to_fetch} | doctor.written(params, base, shape)
+    summary("disk", {stage: doctor.gb(size) for stage, size in disk.items()} | {"whole": doctor.gb(sum(disk.values()))})
+
+
+def base_model_of(params: Params) -> tuple[Path, doctor.BaseModel]:
+    """The folder with the model's config.json, and its sizes.
+
+    Raises:
+        Refusal: if the model cannot be had.
+    """
+    if params.model.is_embedded:
+        base_model.fetch(params.model)
+    _, facts = doctor.base_model(params)
+    return facts.folder, facts
+
+
+def row_lengths(params: Params) -> tuple[list[int], str]:
+    """Tokens of each training row, and where that is known from.
+
+    Raises:
+        Refusal: if the rows are in a file, and it cannot be read or none of them can be used.
+    """
+    data, longest = params.data, params.train.max_length
+    stale = ""
+    if (PREPARED / "report.json").is_file():
+        report = json.loads((PREPARED / "report.json").read_text(encoding="utf-8"))
+        if report.get("made_from") == prepare_dataset.made_from(params.model, data, longest):
+            with (PREPARED / "train.jsonl").open(encoding="utf-8") as lines:
+                return [min(json.loads(line)["tokens"], longest) for line in lines], "as prepared"
+        stale = f"; the rows in {PREPARED} are those of other params"
+    if data.is_local:
+        lengths = sorted(estimate(data, longest))
+        if not lengths:
+            raise Refusal(f"{data.source}: no row can be used; `dvc repro prepare-dataset` says why of each")
+        wanted = min(len(lengths), data.train_rows or round(len(lengths) * share_for_training(data)))
+        # Evenly spaced, from short to long, the longest among them.
+        chosen = [lengths[(at + 1) * len(lengths) // wanted - 1] for at in range(wanted)]
+        return chosen, f"an estimate from {data.source}{stale}; exact after `dvc repro prepare-dataset`"
+    count = data.train_rows or 1000
+    return [longest // 4] * (count - 1) + [longest], (
+        f"a guess: {data.source} is read by `dvc repro prepare-dataset`, after which this is exact{stale}"
+    )
+
+
+def estimate(data: Data, longest: int) -> list[int]:
+    """About the tokens of each usable row of a local file."""
+    lengths = []
+    for row in rows.read(data.source, data):
+        try:
+            messages = rows.conversation(row, data)
+        except rows.Rejected:
+            continue
+        lengths.append(round(sum(len(message["content"]) for message in messages) / CHARACTERS) + 1)
+    return [min(length, longest) for length in lengths if length <= longest or data.overlong == "truncate"]
+
+
+def share_for_training(data: Data) -> float:
+    return 1 - data.validation_fraction - (0 if data.test_source else data.test_fraction)
+
+
+def cards(train: Train) -> int:
+    """GPUs to plan for where there are none: train.devices, or as few as make sense."""
+    return train.devices if train.devices != "auto" else 2 if train.parallel == "fsdp" else 1
+
+
+def on_card(shape: Shape, lengths: list[int], train: Train, size: int) -> str:
+    """How a long run would go on cards of `size` GB."""
+    settings = train.model_copy(update={"compile": True}) if train.compile == "auto" else train
+    free, count = int(size * 1e9 * CARD_FREE), cards(train)
+    card = Device(f"{size} GB", True, free, CARD_RATE, count, count > 1 and train.parallel == "fsdp")
+    try:
+        plan = layout.lay_out(shape, lengths, settings, card)
+    except Refusal:
+        return "does not fit"
+    return f"{plan.peak / 1e9:.1f} GB; {layout.packs(shape, plan)}"
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,96 @@
+"""Score text-to-SQL predictions of any model.
+
+python -m tools.score_sql --rows rows.jsonl --predictions predictions.jsonl --output scores.json
+
+Rows are objects with `question`, `context` (CREATE TABLE statements) and `answer` (the gold query); predictions are
+objects with `prediction` (the model's raw answer), in the same order.
+"""
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+from sqlglot.dialects.dialect import Dialect
+from tqdm import tqdm
+
+from qlora.rows import jsonl
+from qlora.runtime.console import Refusal, run_stage, summary
+from qlora.runtime.outputs import write_json
+from qlora.sql.verdict import score, totals
+
+
+def main() -> None:
+    options = _options()
+    rows = read_lines(options.rows, ("question", "context", "answer"))
+    predictions = read_lines(options.predictions, ("prediction",))
+    if len(rows) != len(predictions):
+        raise Refusal(
+            f"{options.rows} has {len(rows)} rows but {options.predictions} has {len(predictions)} predictions: "
+            "give one prediction for each row, in the same order"
+        )
+    if not options.output.parent.is_dir():
+        raise Refusal(f"there is no folder {options.output.parent} to write {options.output.name} to: create it first")
+    if options.databases < 1 or (options.processes or 1) < 1:
+        raise Refusal("--databases and --processes must be at least 1")
+    try:
+        Dialect.get_or_raise(options.dialect)
+    except ValueError as error:
+        raise Refusal(f"--dialect: {error}") from None
+    with tqdm(total=len(rows), unit="row", disable=None) as bar:
+        verdicts = score(
+            rows,
+            [line["prediction"] for line in predictions],
+            seed=options.seed,
+            databases=options.databases,
+            dialect=options.dialect,
+            processes=options.processes,
+            progress=lambda done: bar.update(done - bar.n),
+        )
+    counts = totals(verdicts)
+    scores = {"totals": counts, "rows": [asdict(verdict) for verdict in verdicts]}
+    write_json(options.output, scores)
+    summary(f"{len(rows)} predictions scored into {options.output}", _shown(counts))
+
+
+def read_lines(path: Path, keys: tuple[str, ...]) -> list[dict]:
+    """Read a file of JSON objects, one a line, that have a text under each of `keys`. Raises Refusal."""
+    found = []
+    for number, value in jsonl.read(path):
+        for key in keys:
+            if not isinstance(value.get(key), str):
+                raise Refusal(f'{path}, line {number} has no text under "{key}"')
+        found.append(value)
+    if not found:
+        raise Refusal(f"{path} is empty: there is nothing to score")
+    return found
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=Path, required=True, help="JSON Lines with question, context and answer")
+    parser.add_argument("--predictions", type=Path, required=True, help="JSON Lines with prediction, in the same order")
+    parser.add_argument("--output", type=Path, required=True, help="where the scores go, as JSON")
+    parser.add_argument("--dialect", default="sqlite", help="what the SQL is written in: sqlite, postgres, mysql, ...")
+    parser.add_argument("--databases", type=int, default=10, help="how many databases to try each prediction on")
+    parser.add_argument("--seed", type=int, default=0, help="decides the databases")
+    parser.add_argument("--processes", type=int, help="worker processes; all cores if not given")
+    return parser.parse_args()
+
+
+def _shown(counts: dict) -> dict[str, object]:
+    def percent(rate: float | None) -> str:
+        return "-" if rate is None else f"{100 * rate:.1f} %"
+
+    return {
+        "strict": f"{percent(counts['strict'])} of {counts['judged']} judged",
+        "lenient": f"{percent(counts['lenient'])} of {counts['judged']} judged",
+        "exact": percent(counts["exact"]),
+        "valid": percent(counts["valid"]),
+        "gold undetermined": counts["undetermined"],
+        "gold invalid": counts["gold_invalid"],
+        "errors": ", ".join(f"{name} {count}" for name, count in counts["errors"].items()) or "none",
+    }
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,92 @@
+"""serve_vllm: the merged model, or one of vllm.types, behind vLLM, OpenAI-compatible: many requests at once on a GPU.
+
+python -m tools.serve_vllm [--artifact NAME] [--host ADDRESS] [--port NUMBER] [options of vLLM's own]
+
+vLLM pins other packages than the pipeline, so it lives in an environment of its own (`make serve-vllm` makes
+.venv-vllm). Template, system prompt, stop tokens and who may ask are as `tools.serve` has them.
+"""
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+
+from transformers import AutoConfig
+
+from qlora.llama_cpp import tools as llama_cpp
+from qlora.recipe.params import VLLM_TYPES, load_params
+from qlora.rows import chat
+from qlora.runtime.console import Refusal, run_stage, summary
+from tools import serving
+
+ENVIRONMENT = Path(".venv-vllm")
+CONTEXT = 8192  # tokens a request, where the model was trained on that many
+
+
+def main() -> None:
+    try:
+        serve()
+    except KeyboardInterrupt:  # how a server is meant to end
+        print("stopped")
+
+
+def serve() -> None:
+    parser = argparse.ArgumentParser(description="Serve a model with vLLM. Further options go to vLLM.")
+    parser.add_argument("--artifact", default="merged", choices=["merged", *VLLM_TYPES])
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on")
+    parser.add_argument("--port", type=int, default=8000)
+    options, more = parser.parse_known_args()
+    params = load_params()
+    key = serving.check_key(options.host, "VLLM_API_KEY")
+    folder = Path("models") / options.artifact
+    if not (folder / "config.json").is_file():
+        if options.artifact == "merged":
+            raise Refusal(f"{folder} is not there; run `dvc repro merge`, which makes it")
+        if options.artifact not in params.vllm.types:
+            raise Refusal(f"{folder} is not there; add it to vllm.types (params.yaml), and `make llm-compressor repro`")
+        raise Refusal(f"{folder} is not there; run `dvc repro quantize-vllm@{options.artifact}`, which makes it")
+    python = ENVIRONMENT / "bin/python"
+    if not python.exists():
+        raise Refusal(f"there is no {ENVIRONMENT}: run `make serve-vllm`, which makes it")
+
+    length = AutoConfig.from_pretrained(folder).get_text_config().max_position_embeddings
+    template = chat.load_tokenizer(folder).get_chat_template()  # from whichever file holds it
+    with tempfile.TemporaryDirectory() as work:
+        jinja = Path(work) / "chat_template.jinja"
+        jinja.write_text(serving.with_system_prompt(template, params.data.system_prompt), encoding="utf-8")
+        settings = {
+            "--model": folder,
+            "--host": options.host,
+            "--port": options.port,
+            "--served-model-name": options.artifact,
+            "--chat-template": jinja,
+            "--max-model-len": min(CONTEXT, length),
+        }
+        if params.data.task == "text-to-sql":  # greedy, as in `evaluate`, unless a request says otherwise
+            settings["--override-generation-config"] = '{"temperature": 0}'
+        # Not `vllm serve`: the package for CPUs has another name, which that command stumbles over.
+        arguments = [part for pair in settings.items() for part in pair]
+        command = [python, "-m", "vllm.entrypoints.openai.api_server", *arguments, *more]
+        quiet = os.environ | {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}  # nothing leaves the machine
+        process = llama_cpp.start([str(part) for part in command], quiet, start_new_session=True)
+        url = f"http://{options.host}:{options.port}"
+        summary(
+            f"serving {folder} with vLLM",
+            {
+                "OpenAI API": f"{url}/v1 (model: {options.artifact})",
+                "health, metrics": f"{url}/health, {url}/metrics",
+                "system prompt": params.data.system_prompt or "none",
+                "key": "VLLM_API_KEY" if key else "none",
+            },
+        )
+        print("It is ready when it says `Application startup complete`; Ctrl-C stops it", flush=True)
+        try:
+            status = process.wait()
+        finally:
+            process.terminate()
+            process.wait()
+        raise Refusal(f"vllm ended with status {status}; it says why above")
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,241 @@
+"""What every way of serving shares: which artifact, its GGUF, the recipe's prompt, room in memory, and the process.
+
+Answers come from the llama-server that `evaluate` scored the same file with.
+"""
+
+import hashlib
+import ipaddress
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from gguf import GGUFReader
+
+from qlora.llama_cpp import server as llama_server
+from qlora.llama_cpp import tools as llama_cpp
+from qlora.recipe.params import VLLM_TYPES, Params
+from qlora.runtime import cpus, user_cache
+from qlora.runtime.console import Refusal
+from qlora.source import base_model
+from qlora.training.device import available_memory
+
+MODELS = Path("models")
+SLOTS = 8  # requests answered at once; on a CPU more of them answer no more tokens a second
+CONTEXT = 8192  # tokens a request, where the model was trained on that many and the memory holds them
+KV_SHARE = 0.5  # of the memory that the weights leave free: activations and other programs need some, too
+KV_BYTES = 2  # of one float16 number
+
+
+@dataclass(frozen=True)
+class Room:
+    """What the memory allows: `context` tokens (prompt and answer) for each of `slots` requests at a time.
+
+    kv_bytes: what keys and values of all of them take; cache_mb: what may be kept of earlier prompts.
+    """
+
+    context: int
+    slots: int
+    kv_bytes: int
+    cache_mb: int
+
+
+def default_artifact(params: Params) -> str:
+    """The GGUF to ship: the last of gguf.types whose gates held at the last report, if there is one."""
+    try:
+        broken = json.loads(Path("metrics/summary.json").read_text(encoding="utf-8")).get("gates_broken", {})
+    except FileNotFoundError:
+        broken = {}
+    return next((type_ for type_ in reversed(params.gguf.types) if not broken.get(type_)), params.gguf.types[-1])
+
+
+def find_gguf(artifact: str, params: Params) -> Path:
+    """The GGUF that serves `artifact`; that of the base model is converted once, into a per-user cache.
+
+    Raises:
+        Refusal: if it is no artifact, cannot be served alone, or was not made yet.
+    """
+    if artifact == "adapter":
+        raise Refusal("the adapter alone is no model for llama.cpp: serve merged, which is the base model with it")
+    if artifact in VLLM_TYPES:
+        raise Refusal(f'{artifact} is for vLLM: make serve-vllm ARGS="--artifact {artifact}"')
+    if artifact == "base":
+        return _convert_base()
+    name = "bf16" if artifact == "merged" else artifact  # the same weights
+    gguf = MODELS / name / "model.gguf"
+    if not gguf.is_file():
+        known = ["base", "merged", "bf16", *params.gguf.types]
+        if artifact not in known:
+            raise Refusal(f"{artifact!r} is no artifact that can be served; choose from {', '.join(known)}")
+        stage = "convert-gguf" if name == "bf16" else f"quantize-gguf@{name}"
+        raise Refusal(f"{gguf} is not there; run `dvc repro {stage}` (or `dvc pull {gguf.parent}`), which makes it")
+    return gguf
+
+
+def _convert_base() -> Path:
+    record = MODELS / "base" / base_model.RECORD
+    if not record.is_file():
+        raise Refusal(f"{record} is not there; run `dvc repro fetch-base`, which makes it")
+    cache = user_cache.folder("gguf")
+    gguf = cache / f"{hashlib.sha256(record.read_bytes()).hexdigest()[:16]}.gguf"
+    if not gguf.is_file():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as work:
+            llama_cpp.convert(base_model.locate(record.parent), Path(work) / "model.gguf")
+            (Path(work) / "model.gguf").rename(gguf)
+    return gguf
+
+
+def check_key(host: str, variable: str) -> str | None:
+    """The key that the server will ask for, from the environment: a command line is for everyone to see.
+
+    Raises:
+        Refusal: if there is none and others than this machine can reach `host`.
+    """
+    key = os.environ.get(variable)
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        raise Refusal(f"--host must be an IP address or localhost, not {host!r}") from None
+    if not (key or loopback):
+        raise Refusal(
+            f"{host} can be reached by others, so a key has to be asked for: set {variable} "
+            f"(`export {variable}=$(openssl rand -hex 32)`), or listen on 127.0.0.1"
+        )
+    return key
+
+
+@lru_cache(maxsize=1)  # a second, for a large vocabulary
+def read_gguf(path: Path) -> GGUFReader:
+    """The header of `path`."""
+    return GGUFReader(path)
+
+
+def with_system_prompt(own: str, system_prompt: str | None) -> str:
+    """The chat template `own`, but putting the recipe's system prompt before a conversation that opens with none.
+
+    Neither llama-server nor vLLM has an option for a system prompt; the template is where every request passes.
+    """
+    if not system_prompt:
+        return own
+    text = system_prompt.replace("\\", "\\\\").replace('"', '\\"')
+    return (
+        "{%- if not messages or messages[0]['role'] != 'system' -%}"
+        f'{{%- set messages = [{{"role": "system", "content": "{text}"}}] + messages -%}}'
+        "{%- endif -%}" + own
+    )
+
+
+def room(gguf: Path, params: Params, context: int | None = None, slots: int | None = None) -> Room:
+    """Fit context and slots to the free memory (the GPU's, too): fewer slots first, then less context.
+
+    Raises:
+        Refusal: if what is asked for does not fit, or the recipe's own rows would not.
+    """
+    reader = read_gguf(gguf)
+
+    def value(key: str, otherwise: int | None = None):
+        field = reader.get_field(f"{architecture}.{key}")
+        return field.contents() if field else otherwise
+
+    architecture = reader.get_field("general.architecture").contents()
+    layers, heads = value("block_count"), value("attention.head_count")
+    width = value("embedding_length") // heads
+    kv_heads = value("attention.head_count_kv", heads)  # one number, or one for each layer
+    kv_heads = sum(kv_heads) if isinstance(kv_heads, list) else kv_heads * layers
+    token = kv_heads * (value("attention.key_length", width) + value("attention.value_length", width)) * KV_BYTES
+
+    free = _free_memory() - gguf.stat().st_size
+    tokens = max(0, int(free * KV_SHARE)) // token
+    least = params.train.max_length + params.evaluate.max_new_tokens
+    wanted = context or min(value("context_length"), CONTEXT)
+    number = slots or max(1, min(SLOTS, tokens // wanted))
+    fitting = wanted if context else min(wanted, tokens // number)
+    asked = context or max(fitting, min(least, value("context_length")))
+    if asked * number > tokens:
+        raise Refusal(
+            f"{number} x {asked:,} tokens of context need {asked * number * token / 1e9:.1f} GB, and {gguf} leaves "
+            f"{max(0, free) * KV_SHARE / 1e9:.1f} GB for them: ask for less (--context, --slots), serve a smaller "
+            "type, or free some memory"
+        )
+    kv_bytes = fitting * number * token
+    return Room(fitting, number, kv_bytes, cache_mb=min(8192, int((free - kv_bytes) / 4e6)))
+
+
+def _free_memory() -> int:
+    """Bytes of RAM that are free, or of the GPU if there is one and it has less."""
+    available = available_memory()
+    if llama_cpp.gpu_is_present():
+        query = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+        listed = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()
+        available = min(available, sum(map(int, listed)) * 2**20)
+    return available
+
+
+@contextmanager
+def serve(
+    artifact: str,
+    gguf: Path,
+    params: Params,
+    room: Room,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    options: Sequence[str | Path] = (),
+) -> Iterator[llama_server.Running]:
+    """Run a llama-server for the length of a `with` block, ready to answer; its errors go to standard error.
+
+    Args:
+        artifact: The name under which it serves the model.
+        gguf: The model.
+        params: Whose system prompt is put before conversations that have none; text-to-SQL answers are greedy, as in
+            `evaluate`, unless a request says otherwise.
+        room: See `room`.
+        host: The address to listen on.
+        port: 0 takes a free one.
+        options: Further options of llama-server's own.
+
+    Raises:
+        Refusal: if the port is taken, or the server ends before it is ready.
+    """
+    with tempfile.TemporaryDirectory() as work:
+        jinja = Path(work) / "chat_template.jinja"
+        own = read_gguf(gguf).get_field("tokenizer.chat_template").contents()
+        jinja.write_text(with_system_prompt(own, params.data.system_prompt), encoding="utf-8")
+        settings = {
+            "--alias": artifact,
+            "--ctx-size": room.context * room.slots,
+            "--parallel": room.slots,
+            "--threads": cpus.count(),
+            "--cache-ram": room.cache_mb,
+            "--chat-template-file": jinja,
+            "--cors-origins": "localhost",  # no web page from elsewhere may ask it behind a person's back
+            "--verbosity": 1,  # errors; at 2 it warns of every prompt that it has answered before
+        }
+        if params.data.task == "text-to-sql":
+            settings["--temp"] = 0
+        with llama_server.run(gguf, settings, ["--metrics", *options], host, port, own_session=True) as server:
+            yield server
+
+
+def stream(server: llama_server.Running, conversation: Sequence[dict[str, str]], max_tokens: int) -> Iterator[str]:
+    """The pieces of the answer as they come.
+
+    Raises:
+        Refusal: with the server's own sentence if it refuses the conversation (one that is too long).
+    """
+    body = {"messages": list(conversation), "max_tokens": max_tokens, "stream": True}
+    with server.ask("POST", "/v1/chat/completions", body) as response:
+        if response.status != 200:
+            raise Refusal(f"llama-server refused: {json.loads(response.read())['error']['message']}")
+        for line in response:
+            if line.startswith(b"data: {"):
+                event = json.loads(line.removeprefix(b"data: "))
+                if "error" in event:
+                    raise Refusal(f"llama-server gave up: {event['error']['message']}")
+                for choice in event["choices"]:
+                    yield choice["delta"].get("content") or ""

@@ -1,0 +1,89 @@
+"""Run queries that nobody has judged on made-up rows of a schema, to look at what they return.
+
+    tried = run(schema, [one, other])
+
+As for a verdict (`verdict`), the rows are made from the schema and the queries, so that a query that asks for France
+finds it, and the queries run confined, in a process of its own for each.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+
+from qlora.sql.constraints import read_constraints
+from qlora.sql.databases import SHAPES, Generator
+from qlora.sql.extract import extract
+from qlora.sql.queries import parse, plain_strings, to_sqlite
+from qlora.sql.sandbox import Database, QueryError, clock, confine_process
+from qlora.sql.schema import read_schema
+
+SECONDS = 20  # for all that a process does; `sandbox.clock` stops a statement much sooner
+ROWS = 100  # of a result, at most, that are shown
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one query did: `error` is None where it ran; the result has `total` rows, of which the first are here."""
+
+    sql: str
+    error: str | None
+    columns: list[str]
+    rows: list[list]
+    total: int
+
+
+def run(context: str, answers: Sequence[str], *, dialect: str = "sqlite", seed: int = 0) -> list[Trial]:
+    """Run the SQL in each of a model's `answers` on the same rows.
+
+    Raises:
+        SchemaError: if `context` is no schema.
+    """
+    read_schema(context, dialect)
+    trials = []
+    for number, answer in enumerate(answers):
+        request = {"context": context, "answers": list(answers), "number": number, "dialect": dialect, "seed": seed}
+        command = [sys.executable, "-m", "tools.trial"]
+        done = subprocess.run(command, cwd=_ROOT, input=json.dumps(request), stdout=subprocess.PIPE, encoding="utf-8")
+        if done.returncode:
+            reason = "timeout" if done.returncode in (-signal.SIGPROF, -signal.SIGALRM) else "crashed"
+            trials.append(Trial(extract(answer), f"{reason}: the sandbox stopped it", [], [], 0))
+        else:
+            trials.append(Trial(**json.loads(done.stdout)))
+    return trials
+
+
+def _try(context: str, answers: list[str], number: int, dialect: str, seed: int) -> Trial:
+    schema = read_schema(context, dialect)
+    queries = [extract(answer) for answer in answers]
+    sql = queries[number]
+    with clock():
+        trees = [tree for query in queries if (tree := parse(query, dialect)) is not None]
+        rows = Generator(schema, read_constraints(trees, schema)).database(Random(seed), SHAPES[0])
+    database = Database(schema.columns())
+    database.fill(rows)
+    try:
+        with clock():
+            translated = plain_strings(to_sqlite(sql, dialect), schema)
+            tree = parse(translated)
+        result = database.run(translated)
+    except QueryError as error:
+        return Trial(sql, f"{error.kind}: {error}", [], [], 0)
+    names = [part.alias or part.sql("sqlite") for part in getattr(tree, "selects", [])]
+    if len(names) != result.width or any(name.endswith("*") for name in names):
+        names = [f"column {number}" for number in range(1, result.width + 1)]
+    shown = [[value.hex() if isinstance(value, bytes) else value for value in row] for row in result.rows[:ROWS]]
+    return Trial(sql, None, names, shown, len(result.rows))
+
+
+if __name__ == "__main__":
+    request = json.loads(sys.stdin.read())
+    confine_process()
+    signal.alarm(SECONDS)
+    print(json.dumps(asdict(_try(**request))))

@@ -1,0 +1,58 @@
+"""Build llama.cpp's web UI, once, into a per-user cache: `make ui`.
+
+From the same pinned sources as the server itself, with the packages that its lock file pins: the prebuilt ones on the
+registries are another commit's, inside other binaries (xllamacpp). It needs Node.js, minutes and, while it builds,
+1 GB, so the pipeline does without. The server is not linked with it but serves the folder: either can be built first.
+"""
+
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from qlora.llama_cpp import tools as llama_cpp
+from qlora.runtime.console import Refusal, run_stage
+from tools import llama_cpp_build as llama_cpp_install
+
+NODE = 20  # the oldest major version that the UI's build tools take
+
+
+def main() -> None:
+    target = folder()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with llama_cpp_install.locked(target.with_name(f"{target.name}.lock")):
+        if not target.is_dir():
+            check_node()
+            with tempfile.TemporaryDirectory(prefix=f"{target.name}.", dir=target.parent) as work:
+                build(Path(work)).rename(target)
+    print(f"web UI: {target}")
+
+
+def folder() -> Path:
+    """Where the UI's files are, or will be once they are built."""
+    return llama_cpp.cache_folder().with_name(f"llama.cpp-{llama_cpp.VERSION}-ui")
+
+
+def check_node() -> None:
+    """Raise Refusal unless node and npm are on PATH, and new enough."""
+    if not (shutil.which("node") and shutil.which("npm")):
+        raise Refusal(f"the web UI is built with Node.js {NODE} or newer and npm, which are not on PATH: install them")
+    version = subprocess.run(["node", "--version"], capture_output=True, text=True).stdout.strip()
+    if int(version.lstrip("v").partition(".")[0]) < NODE:
+        raise Refusal(f"the web UI needs Node.js {NODE} or newer; this one is {version}")
+
+
+def build(work: Path) -> Path:
+    """Build the UI in `work` and return the folder that holds its pages."""
+    print("web UI: downloading llama.cpp's sources (77 MB)", flush=True)
+    llama_cpp_install.unpack(llama_cpp_install.download(work), work, only="tools/ui/")
+    source = work / "tools/ui"
+    # No package's own scripts run: none of those that the build needs has one that matters.
+    npm = ["npm", "--prefix", source, "--no-audit", "--no-fund"]
+    llama_cpp.run([*npm, "ci", "--ignore-scripts"], "packages of the web UI")
+    llama_cpp.run([*npm, "run", "build"], "build the web UI")
+    return source / "dist"
+
+
+if __name__ == "__main__":
+    run_stage(main)
