@@ -8,16 +8,15 @@ import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
+from data.text2sql import generate
+from data.text2sql.domains import article, plural, read_schemas
+
 import pytest
 import sqlglot
 
-DATA = Path(__file__).parent.parent / "data"
-FILE = DATA / "raw" / "text2sql.jsonl"
-sys.path.insert(0, str(DATA))
-
-import generate_text2sql as generator  # noqa: E402
-from text2sql_domains import article, parse, plural  # noqa: E402
-from text2sql_kinds import KINDS  # noqa: E402
+ROOT = Path(__file__).parents[1]
+FILE = ROOT / "data/raw/text2sql.jsonl"
+KINDS = {kind.name: kind for kind in generate.KINDS}
 
 
 @pytest.fixture(scope="module")
@@ -28,20 +27,20 @@ def rows() -> list[dict[str, str]]:
 
 def test_generator_makes_the_committed_bytes():
     """Another process, with another hash seed, makes the same file."""
-    command = [sys.executable, str(DATA / "generate_text2sql.py"), "--check"]
+    command = [sys.executable, "-m", "data.text2sql.generate", "--check"]
     for seed in ("0", "1"):
-        done = subprocess.run(command, env={"PYTHONHASHSEED": seed}, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=ROOT, env={"PYTHONHASHSEED": seed}, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 
 
 def test_check_finds_another_file(tmp_path, monkeypatch, capsys):
-    """`--check` fails on a missing or a changed file, and says what to do."""
-    monkeypatch.setattr(generator, "FILE", tmp_path / "rows.jsonl")
-    monkeypatch.setattr(sys, "argv", ["generate_text2sql.py", "--check"])
-    assert generator.main() == 1
+    """`--check` fails on a missing or a changed file, and names it."""
+    monkeypatch.setattr(generate, "FILE", tmp_path / "rows.jsonl")
+    monkeypatch.setattr(sys, "argv", ["generate.py", "--check"])
+    assert generate.main() == 1
     (tmp_path / "rows.jsonl").write_text("{}\n")
-    assert generator.main() == 1
-    assert "run it without --check" in capsys.readouterr().err
+    assert generate.main() == 1
+    assert str(tmp_path / "rows.jsonl") in capsys.readouterr().err
 
 
 def test_enough_rows_schemas_and_kinds(rows):
@@ -77,8 +76,8 @@ def test_each_kind_is_asked_in_three_ways_or_more(rows):
 def test_rows_of_a_schema_share_a_context_and_no_query(rows):
     """A schema has one context; within it no two rows differ in their literals alone."""
     assert len({(row["schema"], row["context"]) for row in rows}) == len({row["schema"] for row in rows})
-    questions = Counter((row["schema"], generator.skeleton(row["question"])) for row in rows)
-    answers = Counter((row["schema"], generator.skeleton(row["answer"])) for row in rows)
+    questions = Counter((row["schema"], generate.skeleton(row["question"])) for row in rows)
+    answers = Counter((row["schema"], generate.skeleton(row["answer"])) for row in rows)
     assert len(questions) >= 3500
     assert max(answers.values()) == 1
 
@@ -132,6 +131,6 @@ def test_words():
 
 def test_domains_are_well_formed():
     """Every schema name is used once and every table has its own name."""
-    schemas = parse()
+    schemas = read_schemas()
     assert len({schema.name for schema in schemas}) == len(schemas)
     assert all(len({table.name for table in schema.tables}) == len(schema.tables) for schema in schemas)

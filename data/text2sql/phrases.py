@@ -1,9 +1,9 @@
-"""How the questions of the built-in text-to-SQL rows speak of tables, columns and values, and how both are picked."""
+"""Pick what a query is about, and say it in English: tables, columns, values and conditions."""
 
 import random
 from dataclasses import dataclass
 
-from text2sql_domains import Column, Schema, Table, article, plural
+from data.text2sql.domains import Column, Schema, Table, article, plural
 
 OVER = {
     ">": ("above", "over", "greater than", "higher than"),
@@ -17,7 +17,7 @@ COMPARED = {">": "greater than", "<": "less than", ">=": "at least", "<=": "at m
 
 
 class NotHereError(Exception):
-    """The schema has nothing that this kind of query could ask for."""
+    """The schema has no table or column for this kind of query."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Condition:
 
 
 def literal(value) -> str:
-    """A value in SQL."""
+    """A value as SQL writes it."""
     return str(value) if isinstance(value, int | float) else f"'{value}'"
 
 
@@ -55,7 +55,7 @@ def table_words(table: Table) -> dict[str, str]:
 
 
 def about(table: Table, condition: Condition) -> tuple[Column, ...]:
-    """The column that a condition is about."""
+    """The columns that an unqualified condition names: one or none."""
     return tuple(column for column in table.columns if condition.sql.startswith(f"{column.name} "))
 
 
@@ -66,20 +66,20 @@ def matching(table: Table, condition: Condition) -> str:
 
 
 class Picker:
-    """Picks what a query is about, out of one schema, by one random number generator."""
+    """Picks tables, columns, values and conditions of one schema at random."""
 
     def __init__(self, schema: Schema, rng: random.Random):
         self.schema = schema
         self.rng = rng
 
     def one(self, options):
-        """One of these, if there are any."""
+        """One of the options. Raises NotHereError if there is none."""
         if not options:
             raise NotHereError
         return self.rng.choice(options)
 
     def table(self, *roles: str, label: bool = False) -> Table:
-        """A table with a column of one of these roles, and with a name for its rows."""
+        """A table with a column of one of these roles. `label`: its rows have names."""
         fit = [t for t in self.schema.tables if (t.having(*roles) or not roles) and (t.label or not label)]
         return self.one(fit)
 
@@ -88,7 +88,7 @@ class Picker:
         return self.one([column for column in table.having(*roles) if column not in but])
 
     def target(self, table: Table, but: tuple[Column, ...] = (), label: float = 0.65) -> tuple[Column, dict[str, str]]:
-        """The column that is asked for, more often than not the one that names the row, and its words."""
+        """The column that is asked for, with its words: the row's name with probability `label`."""
         words = table_words(table)
         named = [table.label] if table.label and table.label not in but else []
         others = [column for column in table.columns if column not in but and column != table.label]
@@ -120,7 +120,7 @@ class Picker:
         raise NotHereError
 
     def condition(self, table: Table, *roles: str, but: tuple[Column, ...] = (), prefix: str = "") -> Condition:
-        """A condition on one column."""
+        """A condition on a column of one of these roles. `prefix` qualifies the column."""
         roles = roles or ("category", "category", "number", "count", "year", "date")
         column = self.column(table, *roles, but=but)
         if column.role == "category":
@@ -128,7 +128,7 @@ class Picker:
         return self.compare(column, self.rng.choice((">", ">", "<", "<", ">=", "<=")), self.number(column), prefix)
 
     def equal(self, column: Column, value, prefix: str = "") -> Condition:
-        """A category has a value."""
+        """The condition that a category has a value."""
         sql = f"{prefix}{column.name} = {literal(value)}"
         phrase = self.rng.choice(column.phrases)
         if column.says and self.rng.random() < 0.65:
@@ -140,7 +140,7 @@ class Picker:
         return Condition(sql, modifier, clause, adjective)
 
     def compare(self, column: Column, sign: str, value, prefix: str = "") -> Condition:
-        """A number, a year or a date is above or below a value."""
+        """The condition that a number, a year or a date is above or below a value."""
         sql = f"{prefix}{column.name} {sign} {literal(value)}"
         phrase = self.rng.choice(column.phrases)
         if column.role in ("year", "date"):
@@ -154,7 +154,7 @@ class Picker:
         return Condition(sql, self.rng.choice((f"with {words}", whose)), f"have {words}")
 
     def family(self, *child_roles: str, child_label: bool = False) -> tuple[Table, Table, str]:
-        """A table, one with a name that it refers to, and the words between them."""
+        """A table, a table that it refers to, whose rows have names, and the words between them."""
         pairs = [
             (table, parent, words)
             for table in self.schema.tables
@@ -164,7 +164,7 @@ class Picker:
         return self.one(pairs)
 
     def grouped(self, *roles: str) -> tuple[Table, Column]:
-        """A table with a column of one of these roles, and a column to group it by: one with few values, or a place."""
+        """A table with a column of one of these roles, and a category with few values to group its rows by."""
         columns = {
             table.name: [c for c in table.having("category") if len(c.values) < 16] for table in self.schema.tables
         }
@@ -173,10 +173,10 @@ class Picker:
 
 
 def join(child: Table, *parents: Table) -> str:
-    """The FROM clause that joins a table to those that it refers to."""
+    """The FROM clause that joins a table with tables that it refers to."""
     return child.name + "".join(f" JOIN {p.name} ON {child.name}.{p.singular}_id = {p.name}.id" for p in parents)
 
 
 def both(first: dict[str, str], second: dict[str, str]) -> dict[str, str]:
-    """The words for a table and, with a `p` before them, for the one that it refers to."""
+    """The words for a table and, prefixed with `p`, for the table that it refers to."""
     return first | {f"p{key}": value for key, value in second.items()}

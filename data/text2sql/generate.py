@@ -1,7 +1,7 @@
 """Write the built-in text-to-SQL rows, `data/raw/text2sql.jsonl`: the same bytes on every machine.
 
-    python data/generate_text2sql.py           writes the file
-    python data/generate_text2sql.py --check   verifies that the file is what this program makes
+    python -m data.text2sql.generate           write the file
+    python -m data.text2sql.generate --check   verify that the file is what this program writes
 
 A row holds a question, the context (CREATE TABLE statements), the answer (SQL), the schema (the group that a split
 keeps together) and the kind of query. Within a schema no two rows differ in their literals alone.
@@ -15,38 +15,44 @@ import string
 import sys
 from pathlib import Path
 
-from text2sql_domains import Schema, parse
-from text2sql_kinds import KINDS, Kind
-from text2sql_phrases import NotHereError, Picker
+from data.text2sql.domains import Schema, read_schemas
+from data.text2sql.kinds import aggregates, filters, joins, nested
+from data.text2sql.kinds.kind import Kind
+from data.text2sql.phrases import NotHereError, Picker
 
-FILE = Path(__file__).parent / "raw" / "text2sql.jsonl"
+FILE = Path(__file__).parents[1] / "raw" / "text2sql.jsonl"
 SEED = 20240611
-ATTEMPTS = 12  # at a row of a kind that a schema has already asked for
+ATTEMPTS = 12  # at each wanted row, as a query may be impossible in a schema or repeat one of its rows
+
+# In the order of these modules and of their functions: the random numbers of a schema are drawn kind after kind.
+KINDS = [
+    kind for module in (filters, aggregates, nested, joins) for kind in vars(module).values() if type(kind) is Kind
+]
 
 
 def skeleton(text: str) -> str:
-    """A text without its literals: quoted words and numbers."""
+    """A text with each literal, a number or a quoted text, replaced by a question mark."""
     return re.sub(r"'[^']*'|\b\d[\d.]*", "?", text.lower())
 
 
 def fields(wording: str) -> set[str]:
-    """The words that a wording needs."""
+    """The names of the words that a wording needs."""
     return {name for _, name, _, _ in string.Formatter().parse(wording) if name}
 
 
 def usable(kind: Kind, words: dict[str, str]) -> list[str]:
-    """The wordings of a kind that these words fill."""
+    """The wordings of a kind that need no other words than these."""
     return [wording for wording in kind.wordings if fields(wording) <= words.keys()]
 
 
 def sentence(wording: str, words: dict[str, str]) -> str:
-    """The question."""
+    """The wording, filled in, with a capital letter at its start."""
     text = wording.format(**words)
     return text[0].upper() + text[1:]
 
 
 def make_row(kind: Kind, pick: Picker) -> dict[str, str] | None:
-    """One row of a kind, or nothing where the schema does not allow it."""
+    """One row of a kind, or None if the schema has no columns for it."""
     try:
         words, answer = kind.make(pick)
     except NotHereError:
@@ -66,11 +72,11 @@ def make_row(kind: Kind, pick: Picker) -> dict[str, str] | None:
 
 
 def schema_rows(schema: Schema) -> list[dict[str, str]]:
-    """The rows of one schema, each with a query of its own."""
+    """The rows of one schema. Their queries differ in more than literals."""
     rng = random.Random(f"{SEED} {schema.name}")
     pick = Picker(schema, rng)
     rows, seen = [], set()
-    for kind in KINDS.values():
+    for kind in KINDS:
         wanted = int(kind.rows + rng.random())
         for _ in range(ATTEMPTS * wanted):
             if not wanted:
@@ -85,8 +91,8 @@ def schema_rows(schema: Schema) -> list[dict[str, str]]:
 
 
 def generate() -> str:
-    """The whole file."""
-    rows = [row for schema in parse() for row in schema_rows(schema)]
+    """The text of the whole file."""
+    rows = [row for schema in read_schemas() for row in schema_rows(schema)]
     random.Random(SEED).shuffle(rows)
     return "".join(json.dumps(row) + "\n" for row in rows)
 
@@ -94,11 +100,11 @@ def generate() -> str:
 def main() -> int:
     """Write the file, or check it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="compare the file with what this program makes")
+    parser.add_argument("--check", action="store_true", help="verify that the file is what this program writes")
     text = generate()
     if parser.parse_args().check:
         if not FILE.exists() or FILE.read_text() != text:
-            print(f"{FILE} is not what data/generate_text2sql.py makes: run it without --check", file=sys.stderr)
+            print(f"{FILE} is not what data.text2sql.generate writes: run it without --check", file=sys.stderr)
             return 1
         print(f"{FILE}: up to date")
         return 0
