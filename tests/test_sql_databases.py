@@ -3,16 +3,18 @@ import subprocess
 import sys
 from random import Random
 
-import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from qlora.sql.comparison import same_results
 from qlora.sql.constraints import compare, read_constraints
-from qlora.sql.databases import SHAPES, Generator
+from qlora.sql.databases import Generator
+from qlora.sql.judge import Judge
 from qlora.sql.queries import normal_form, parse, plain_strings, without_distinct
 from qlora.sql.sandbox import Result
 from qlora.sql.schema import SchemaError, read_schema
+from qlora.sql.shapes import SHAPES
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 SCHOOL = (
     "CREATE TABLE Dept (dept_id INTEGER PRIMARY KEY, name VARCHAR UNIQUE, budget REAL NOT NULL);"
@@ -86,8 +88,6 @@ def test_lenient_databases_have_no_nulls_but_in_foreign_keys_without_a_parent():
 
 
 def test_the_query_finds_rows():
-    from qlora.sql.judge import Judge
-
     judge = Judge(SCHOOL, QUERY)
     results = [gold.rows for _, gold in judge.suites["strict"].instances()]
     assert any(results)

@@ -1,8 +1,8 @@
 import time
 
-import pytest
-
 from qlora.sql.extract import extract
+
+import pytest
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,12 @@ import sys
 import time
 from itertools import pairwise
 
+from qlora.sql.sandbox import MAX_CELLS, Database, QueryError
+from qlora.sql.verdict import score
+
 import psutil
 import pytest
 from hostile_sql import HOSTILE
-
-from qlora.sql.sandbox import MAX_CELLS, Database, QueryError
-from qlora.sql.verdict import score
 
 ROW = {
     "question": "Who is older than 30?",

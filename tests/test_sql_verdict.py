@@ -1,15 +1,16 @@
 import json
+import re
 import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from qlora.sql.judge import Judge
+from qlora.sql.verdict import Verdict, score, totals
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from qlora.sql.judge import Judge
-from qlora.sql.verdict import Verdict, score, totals
 
 SHOP = (
     "CREATE TABLE customers (id INTEGER, name VARCHAR, city VARCHAR, age INTEGER);"
@@ -187,7 +188,7 @@ def test_verdicts_do_not_depend_on_order_company_or_processes():
 
 
 def test_lengths_must_agree():
-    with pytest.raises(ValueError, match="1 rows, but 0 predictions"):
+    with pytest.raises(ValueError, match=r"\b1 .*\b0 "):
         score([{"question": "", "context": SHOP, "answer": "SELECT 1"}], [])
     assert score([], []) == []
 
@@ -272,26 +273,26 @@ def test_command(files):
     assert [row["strict"] for row in scores["rows"]] == [True, True, False, False]
     assert scores["rows"][1] == asdict(Verdict(True, True, True, True, None))
     assert scores["totals"]["errors"] == {"not_a_query": 1, "unknown_column": 1}
-    assert "50.0 % of 4 judged" in done.stdout
+    assert re.search(r"strict +50\.0 % .*\b4\b", done.stdout)
 
 
 @pytest.mark.parametrize(
-    ("argument", "text", "message"),
+    ("argument", "text", "says"),
     [
-        (1, None, "there is no file"),
-        (1, "", "is empty"),
-        (3, '{"prediction": "SELECT 1"}\n{"prediction"\n', "line 2: not JSON"),
-        (3, '["SELECT 1"]\n', "line 1: must be a JSON object"),
-        (3, '{"prediction": null}\n', 'line 1 has no text under "prediction"'),
-        (1, '{"question": "?", "context": "x"}\n', 'line 1 has no text under "answer"'),
-        (3, '{"prediction": "SELECT 1"}\n', "has 4 rows but"),
+        (1, None, r"rows\.jsonl"),
+        (1, "", r"rows\.jsonl .*empty"),
+        (3, '{"prediction": "SELECT 1"}\n{"prediction"\n', r"predictions\.jsonl, line 2.*JSON"),
+        (3, '["SELECT 1"]\n', r"predictions\.jsonl, line 1.*list"),
+        (3, '{"prediction": null}\n', r'predictions\.jsonl, line 1.*"prediction"'),
+        (1, '{"question": "?", "context": "x"}\n', r'rows\.jsonl, line 1.*"answer"'),
+        (3, '{"prediction": "SELECT 1"}\n', r"rows\.jsonl .*\b4 .*predictions\.jsonl .*\b1 "),
     ],
 )
-def test_command_refuses_in_one_sentence(files, argument, text, message):
+def test_command_refuses_in_one_sentence(files, argument, text, says):
     files[argument].unlink() if text is None else files[argument].write_text(text)
     done = run_command(*files)
     assert done.returncode == 1
-    assert message in done.stderr
+    assert re.search(says, done.stderr)
     assert done.stderr.count("\n") == 1
     assert not files[-1].exists()
 

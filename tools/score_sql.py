@@ -10,13 +10,13 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from sqlglot.dialects.dialect import Dialect
-from tqdm import tqdm
-
 from qlora.rows import jsonl
 from qlora.runtime.console import Refusal, run_stage, summary
 from qlora.runtime.outputs import write_json
 from qlora.sql.verdict import score, totals
+
+from sqlglot.dialects.dialect import Dialect
+from tqdm import tqdm
 
 
 def main() -> None:
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def read_lines(path: Path, keys: tuple[str, ...]) -> list[dict]:
-    """Read a file of JSON objects, one a line, that have a text under each of `keys`. Raises Refusal."""
+    """Read JSON Lines whose objects have a text under each of `keys`. Raises Refusal."""
     found = []
     for number, value in jsonl.read(path):
         for key in keys:
@@ -69,11 +69,11 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=Path, required=True, help="JSON Lines with question, context and answer")
     parser.add_argument("--predictions", type=Path, required=True, help="JSON Lines with prediction, in the same order")
-    parser.add_argument("--output", type=Path, required=True, help="where the scores go, as JSON")
-    parser.add_argument("--dialect", default="sqlite", help="what the SQL is written in: sqlite, postgres, mysql, ...")
-    parser.add_argument("--databases", type=int, default=10, help="how many databases to try each prediction on")
-    parser.add_argument("--seed", type=int, default=0, help="decides the databases")
-    parser.add_argument("--processes", type=int, help="worker processes; all cores if not given")
+    parser.add_argument("--output", type=Path, required=True, help="the JSON file to write the scores to")
+    parser.add_argument("--dialect", default="sqlite", help="dialect of the SQL: sqlite, postgres, mysql, ...")
+    parser.add_argument("--databases", type=int, default=10, help="number of databases for each row")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the databases")
+    parser.add_argument("--processes", type=int, help="worker processes (default: one for each CPU)")
     return parser.parse_args()
 
 

@@ -1,9 +1,9 @@
-"""Run queries that nobody has judged on made-up rows of a schema, to look at what they return.
+"""Run a model's queries on made-up rows of a schema, to show what they return.
 
     tried = run(schema, [one, other])
 
-As for a verdict (`verdict`), the rows are made from the schema and the queries, so that a query that asks for France
-finds it, and the queries run confined, in a process of its own for each.
+The rows are made from the schema and the queries, as for a verdict (`qlora.sql.verdict`): a query for France finds it.
+Each query runs in a confined process of its own, `python -m tools.trial`.
 """
 
 import json
@@ -16,21 +16,22 @@ from pathlib import Path
 from random import Random
 
 from qlora.sql.constraints import read_constraints
-from qlora.sql.databases import SHAPES, Generator
+from qlora.sql.databases import Generator
 from qlora.sql.extract import extract
 from qlora.sql.queries import parse, plain_strings, to_sqlite
 from qlora.sql.sandbox import Database, QueryError, clock, confine_process
 from qlora.sql.schema import read_schema
+from qlora.sql.shapes import SHAPES
 
-SECONDS = 20  # for all that a process does; `sandbox.clock` stops a statement much sooner
-ROWS = 100  # of a result, at most, that are shown
+SECONDS = 20  # wall-clock limit of a process; `sandbox.clock` ends a statement much sooner
+ROWS = 100  # the most rows of a result that are shown
 
-_ROOT = Path(__file__).resolve().parents[2]
+_ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What one query did: `error` is None where it ran; the result has `total` rows, of which the first are here."""
+    """What one query did. `error` is None if it ran. `rows` are the first ROWS of its `total` rows."""
 
     sql: str
     error: str | None

@@ -6,10 +6,10 @@ from qlora.sql.sandbox import Result
 
 
 def same_results(gold: Result, other: Result, ordered: bool, any_column_order: bool = True) -> bool:
-    """Whether `other` has the rows of `gold`: as a list where `ordered`, as a bag otherwise.
+    """Whether `other` has the rows of `gold`, in the same order if `ordered`.
 
-    Text compares without case, numbers to nine digits (sums depend on the order of rows). The columns may come in any
-    order, one order for all rows (Zhong et al. 2020, section 4.2).
+    Text is compared without case. Numbers are compared to nine digits, because a sum depends on the order of rows. With
+    `any_column_order`, the columns may be permuted, in one way for all rows (Zhong et al. 2020, section 4.2).
     """
     if gold.width != other.width or len(gold.rows) != len(other.rows):
         return False
@@ -28,7 +28,10 @@ def same_results(gold: Result, other: Result, ordered: bool, any_column_order: b
 
 
 def _can_arrange(left: list, right: list, fitting: list[list[int]], chosen: tuple[int, ...], ordered: bool) -> bool:
-    """Whether the columns of `right` can follow `chosen` so that all rows match; each prefix must match already."""
+    """Whether `chosen`, columns of `right`, can be completed such that its rows match those of `left`.
+
+    `fitting`: for each column of `left`, the columns of `right` with the same values.
+    """
     for index in fitting[len(chosen)]:
         if index in chosen:
             continue

@@ -1,4 +1,4 @@
-"""What a query asks of its rows: the comparisons, joins and aggregates that test data has to tell apart."""
+"""Read the comparisons, joins and aggregates of a query, which test data must exercise."""
 
 import re
 from collections.abc import Iterator
@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from datetime import date, timedelta
 from random import Random
 
-from sqlglot import exp
-
 from qlora.sql.queries import Place, bare_column_tables, number_tables, outputs, resolve
 from qlora.sql.schema import Schema
+
+from sqlglot import exp
 
 Value = int | float | str | None
 Column = tuple[str, str]  # (table, column), in lower case
@@ -42,15 +42,16 @@ class Atom:
     negated: bool
 
     def holds(self, value: Value) -> bool:
-        """Whether the (possibly negated) comparison is true of `value`, as SQLite would see it in a NOCASE column."""
+        """Whether the comparison, negated or not, is true of `value` in a column that ignores case, as in SQLite."""
         return value is not None and compare(value, self.operator, self.value) != self.negated
 
 
 @dataclass
 class Scene:
-    """One combination of rows, one of each mention of a table, that takes part in a query's result.
+    """The conditions on rows, one for each mention of a table, that contribute to a query's result together.
 
-    `tables`: number of the mention -> table. `equal`: places that joins, IN and set operations make equal.
+    `tables`: number of the mention -> table. `atoms`: comparisons with literals. `equal`: pairs of places that must be
+    equal, by a join, IN or a set operation.
     """
 
     tables: dict[int, str] = field(default_factory=dict)
@@ -60,12 +61,13 @@ class Scene:
 
 @dataclass
 class Constraints:
-    """What some queries ask of a schema's data.
+    """The constraints of some queries on the data of a schema.
 
-    `literals`: column -> (operator, value) of its comparisons. `linked`: columns whose values are compared with each
-    other. `numeric`, `extreme`: columns used in arithmetic, and under MIN and MAX. `grouped`, `ordered`: columns of
-    GROUP BY and of ORDER BY. `keys`: joined columns that must be unique for a bare output column to have one value.
-    `counts`: numbers that a COUNT is compared with. `by_count`: whether a query orders by an aggregate.
+    `scenes`: one for each query. `literals`: column -> (operator, value) of its comparisons. `linked`: pairs of columns
+    that are compared. `numeric`: columns used in arithmetic. `extreme`: columns under MIN and MAX. `grouped`,
+    `ordered`: columns of GROUP BY and of ORDER BY. `keys`: joined columns that must be unique for a bare output column
+    to have one value. `counts`: numbers that a COUNT is compared with. `by_count`: whether a query orders by an
+    aggregate.
     """
 
     scenes: list[Scene] = field(default_factory=list)
@@ -81,18 +83,18 @@ class Constraints:
 
 
 def read_constraints(trees: list[exp.Expression], schema: Schema) -> Constraints:
-    """Collect the constraints of `trees` (queries as parsed)."""
+    """Collect the constraints of queries, given as syntax trees."""
     found = Constraints()
     for tree in trees:
         try:
             _Reader(tree, schema, found).read()
         except RecursionError:
-            continue  # a recursive CTE or very deep nesting: go on with what the other queries say
+            continue  # a recursive CTE or very deep nesting: only the other queries count
     return found
 
 
 class _Reader:
-    """Reads one query into `found`."""
+    """Adds the constraints of one query to `found`."""
 
     def __init__(self, tree: exp.Expression, schema: Schema, found: Constraints):
         self.tree, self.schema, self.found = tree, schema, found
@@ -175,25 +177,25 @@ class _Reader:
             self._equal(node.this, outputs(query)[0].unalias())
 
     def _named_join(self, join: exp.Join) -> None:
-        """JOIN ... USING (column) and NATURAL JOIN: columns of one name."""
+        """JOIN ... USING (column) and NATURAL JOIN: columns with the same name are equal."""
         tables = [table for table in (join.parent_select or self.tree).find_all(exp.Table) if id(table) in self.numbers]
         names = {name.name.lower() for name in join.args.get("using") or ()}
+        right = join.this
         for left in tables:
-            for right in (join.this,):
-                one, other = (self.schema.tables.get(table.name.lower()) for table in (left, right))
-                if left is right or not one or not other:
-                    continue
-                shared = one.columns.keys() & other.columns.keys()
-                for name in sorted(shared if join.args.get("method") == "NATURAL" else shared & names):
-                    self._link(
-                        Place(self.numbers[id(left)], one.name, name), Place(self.numbers[id(right)], other.name, name)
-                    )
+            one, other = (self.schema.tables.get(table.name.lower()) for table in (left, right))
+            if left is right or not one or not other:
+                continue
+            shared = one.columns.keys() & other.columns.keys()
+            for name in sorted(shared if join.args.get("method") == "NATURAL" else shared & names):
+                self._link(
+                    Place(self.numbers[id(left)], one.name, name), Place(self.numbers[id(right)], other.name, name)
+                )
 
     def _equal(self, left: exp.Expression, right: exp.Expression) -> None:
         one, other = self._place(left), self._place(right)
         if one and other:
             self._link(one, other)
-        else:  # a computed side: let its columns share values all the same
+        else:  # a side is computed: its first column shares values all the same
             self.found.linked += [(a, b) for a in self._columns(left)[:1] for b in self._columns(right)[:1]]
 
     def _link(self, one: Place, other: Place) -> None:
@@ -242,18 +244,18 @@ def _literal_value(node: exp.Expression | None) -> Value:
         number = float(node.this)
     except ValueError:
         return None
-    if abs(number) > 2**53:  # beyond what SQLite's integers and Python's floats both hold
+    if abs(number) > 2**53:  # a float does not hold such an integer exactly
         return None
     return sign * (int(number) if number.is_integer() else number)
 
 
 def is_number(value: Value) -> bool:
-    """Whether SQLite would keep `value` as a number in a numeric column."""
+    """Whether SQLite would store `value` as a number in a numeric column."""
     return isinstance(value, (int, float)) or (value is not None and _NUMBER.fullmatch(value) is not None)
 
 
 def compare(value: Value, operator: str, other: Value | tuple[Value, ...]) -> bool:
-    """`value operator other` without case; numbers, also those written as text, compare as numbers."""
+    """Whether `value operator other` holds: text without case; numbers, even if written as text, as numbers."""
     if operator == "in":
         return any(compare(value, "=", one) for one in other)
     if operator == "like":
@@ -272,7 +274,7 @@ def compare(value: Value, operator: str, other: Value | tuple[Value, ...]) -> bo
 
 
 def _like(pattern: str, text: str) -> bool:
-    """SQL's LIKE, by stepping back to the last % only: a regular expression could take exponential time."""
+    """SQL's LIKE. It backtracks to the last % only; a regular expression could take exponential time."""
     at, position, back = 0, 0, None
     while position < len(text):
         if at < len(pattern) and pattern[at] == "%":
@@ -288,9 +290,9 @@ def _like(pattern: str, text: str) -> bool:
 
 
 def neighbours(operator: str, value: Value, random: Random) -> Iterator[Value]:
-    """`value` itself and values around it, which tell `column operator value` from a slightly different comparison."""
+    """Yield `value` and values near it, which distinguish `column operator value` from similar comparisons."""
     if is_number(value):
-        yield value  # as it is written: '19.30' is not '19.3' in a text column
+        yield value  # as written: '19.30' is not '19.3' in a text column
         number = float(value)
         steps = (1, -1, 2, -3, 10, -10) if number.is_integer() else (0.1, -0.1, 1, -1, 10, -10)
         for step in steps:
@@ -313,7 +315,7 @@ def neighbours(operator: str, value: Value, random: Random) -> Iterator[Value]:
             return
         except (ValueError, OverflowError):
             pass
-    # Just above and just below in text order, then what LIKE '%...%' would still find.
+    # Just above and just below in text order, then texts that LIKE '%...%' would also find.
     yield from (value + "x", value[:-1] or "!", f"{word(random)} {value}", f"{value} {word(random)}", "zz" + value)
 
 

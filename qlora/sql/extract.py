@@ -1,9 +1,9 @@
-"""Find the SQL in a model's raw answer. The same for every artifact; the raw answer is kept by whoever asked for it."""
+"""Find the SQL in a model's raw answer."""
 
 import re
 
 _FENCE = re.compile(r"```[ \t]*\w*[ \t]*\r?\n?(.*?)(?:```|\Z)", re.DOTALL)
-# What chat templates and prompts put after (or, by a model that runs on, within) an answer.
+# What chat templates and prompts put after an answer. A model that does not stop writes it, too.
 _MARKER = re.compile(
     r"<\|[\w-]{1,40}\|>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
     r"|^[ \t]*###|^[ \t]*(?:Human|User|Assistant)[ \t]*:",
@@ -16,11 +16,11 @@ _STATEMENT = re.compile(
     r"|\(\s*select\b",
     re.IGNORECASE,
 )
-# Where a query begins inside a line of prose, which may also say "select" and "with" in English.
+# The beginning of a query within a line of prose, where "select" and "with" may also be English words.
 _INLINE = r"\bSELECT\b|\bWITH\s+(?:RECURSIVE\s+)?[\w\"`]+\s*(?:\([^()]*\)\s*)?AS\s*\("
 _QUERY_IN_CAPITALS = re.compile(_INLINE)
 _QUERY = re.compile(_INLINE, re.IGNORECASE)
-# Where a query may end: a semicolon or an empty line, outside of quotes and comments.
+# The end of a query: a semicolon or an empty line, outside of quotes and comments.
 _STOP = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`|--[^\n]*|/\*.*?\*/|;|\n[ \t\r]*\n", re.DOTALL)
 _CLAUSE = re.compile(
     r"(?:select|from|where|and|or|group|order|having|limit|offset|union|intersect|except|join|inner|left|right|full"
@@ -32,11 +32,10 @@ _CLAUSE = re.compile(
 def extract(answer: str) -> str:
     """Return the SQL in `answer`, without fences, prose, chat markers and the final semicolon.
 
-    Only the text up to a chat marker counts (after it, if there is no SQL before). In it, a fenced block that holds a
-    query wins; otherwise the query starts at the first line that begins a statement or has SELECT in capitals, or else
-    at the first "select" of all. It ends at a semicolon that no further statement follows, or at an empty line that no
-    SQL follows. Several statements stay several (and are an error later). An answer with no SQL in it is returned as it
-    is, stripped.
+    Chat markers split the answer, and the first part with SQL counts. In it, the first fenced block with a query wins.
+    Otherwise the query starts at the first line that begins a statement or has SELECT in capitals, or else at the first
+    "select". It ends at a semicolon that no other statement follows, or at an empty line that no SQL follows. Several
+    statements are all kept, and are an error later. An answer without SQL is returned stripped.
     """
     text = _THOUGHT.sub("", answer)
     parts = [part for part in _MARKER.split(text) if part.strip()]
@@ -50,7 +49,7 @@ def extract(answer: str) -> str:
 
 
 def _start(text: str) -> int | None:
-    """Where the first statement of `text` begins."""
+    """The position of the first statement of `text`, or None."""
     position = 0
     for line in text.splitlines(keepends=True):
         label = _LABEL.match(line)
@@ -68,7 +67,7 @@ def _start(text: str) -> int | None:
 
 
 def _end(sql: str) -> str:
-    """`sql` without what follows its last statement."""
+    """`sql` up to the end of its last statement."""
     for found in _STOP.finditer(sql):
         if found[0] == ";":
             ends = not _STATEMENT.match(sql[found.end() :].lstrip("; \t\r\n"))

@@ -1,8 +1,6 @@
-"""The verdict for one prediction, and what is kept for all predictions of one row."""
+"""Judge the predictions for one gold query."""
 
 from dataclasses import dataclass
-
-from sqlglot import exp
 
 from qlora.sql.extract import extract
 from qlora.sql.queries import (
@@ -18,19 +16,22 @@ from qlora.sql.sandbox import MAX_SQL_LENGTH, Database, QueryError, clock
 from qlora.sql.schema import SchemaError, read_schema
 from qlora.sql.suite import Suite
 
+from sqlglot import exp
+
 
 @dataclass(frozen=True)
 class Verdict:
-    """How one prediction did.
+    """The verdict for one prediction.
 
-    `strict`: the same rows as the gold query on every database (in order, if the gold query orders them). `lenient`:
-    strict, or the same rows once DISTINCT is taken out of both queries and no value is NULL. `exact`: the same text,
-    but for white space, case and a final semicolon. `valid`: it runs; otherwise `error` is the class.
+    `strict`: it returns the rows of the gold query on every database, in the same order if the gold query has ORDER BY.
+    `lenient`: strict, or the same rows on databases without NULLs after DISTINCT is removed from both queries. `exact`:
+    its text differs at most in white space, case and a final semicolon. `valid`: it runs. Otherwise, `error` is the
+    class of its error.
 
-    `gold` is about the row, never about the prediction: None, "invalid" (the gold query or its schema does not run) or
-    "undetermined" (it has LIMIT without ORDER BY, or no database was found on which it ends soon, with a result that
-    does not hang on the order of stored rows). For such rows `strict` and `lenient` are False and mean nothing;
-    `totals` leaves them out of those two rates.
+    `gold` is the status of the row and does not depend on the prediction. It is None, "invalid" (the gold query or its
+    schema does not run) or "undetermined" (the gold query has LIMIT without ORDER BY, or on no database it ends within
+    the limits with a result that does not depend on the order of stored rows). Unless it is None, `strict` and
+    `lenient` are False and mean nothing; `totals` leaves the row out of these two rates.
     """
 
     strict: bool
@@ -42,15 +43,15 @@ class Verdict:
 
 
 def is_exact(gold: str, prediction: str) -> bool:
-    """Whether the texts are the same but for white space, case and a final semicolon."""
+    """Whether the texts differ at most in white space, case and a final semicolon."""
     one, other = (" ".join(sql.strip().rstrip(";").split()).casefold() for sql in (gold, prediction))
     return one == other
 
 
 class Judge:
-    """Judges the predictions for one gold query. Its databases are made when they are first needed, and kept.
+    """Judges the predictions for one gold query, `answer`. Databases are made when they are first needed, and kept.
 
-    `gold` is the row's status (see Verdict).
+    `databases` is their number. `gold` is the status of the row, as in Verdict.
     """
 
     def __init__(self, context: str, answer: str, *, seed: int = 0, databases: int = 10, dialect: str = "sqlite"):
@@ -93,7 +94,7 @@ class Judge:
             return Verdict(False, False, exact, False, error.kind, self.gold)
 
     def _agrees(self, sql: str, tree: exp.Expression | None, strictness: str) -> bool:
-        """Whether the prediction agrees on the gold query's databases, and then on those made from both queries."""
+        """Whether the results agree on the gold query's databases, and then on those made from both queries."""
         lenient = strictness == "lenient"
         if lenient:
             with clock():
@@ -107,12 +108,12 @@ class Judge:
         return both.agrees(sql, is_ordered(tree))
 
     def _suite(self, others: list[exp.Expression], prediction: str = "", *, lenient: bool = False) -> Suite:
-        """Databases made from the gold query and `others`; twice as many where the prediction helps to make them."""
+        """Databases made from the gold query and `others`: twice as many if there are others."""
         size = self.databases * (2 if others else 1)
         return Suite(self.schema, self.sql, self.tree, others, size, f"{self.key}|{prediction}", lenient=lenient)
 
     def _checked(self, prediction: str) -> str:
-        """The prediction as it will be run, once it has run on an empty database. Raises QueryError."""
+        """The SQL to run for a prediction, after it ran on the empty database. Raises QueryError."""
         if not prediction:
             raise QueryError("empty", "there is no answer")
         if len(prediction) > MAX_SQL_LENGTH:
@@ -123,7 +124,7 @@ class Judge:
         return sql
 
     def _without_gold(self, prediction: str, exact: bool) -> Verdict:
-        """Where there is nothing to compare with, a prediction can still be valid or not, if the schema is."""
+        """The verdict if the gold query is invalid: a prediction can still be valid, if the schema is."""
         error = "no_schema"
         if self.schema:
             try:
@@ -138,5 +139,5 @@ class Judge:
 
 
 def _fold(text: str) -> str:
-    """Lower the case of what is not ASCII: SQLite's NOCASE knows ASCII letters only."""
+    """Lower the case of letters beyond ASCII: SQLite's NOCASE knows ASCII letters only."""
     return text if text.isascii() else "".join(one if one.isascii() else one.lower() for one in text)

@@ -1,8 +1,8 @@
-"""Worker processes that judge predictions, and may die without losing a row.
+"""Judge predictions in worker processes. A worker may die without losing a row.
 
-A worker is a fresh interpreter that imports this package and nothing of the program that asks for it (which may hold a
-model and a GPU): started by `subprocess`, because multiprocessing's spawn would import that program's main module. They
-talk in JSON, a line a message, over the worker's pipes.
+A worker is a fresh interpreter that imports this package alone, as the calling program may hold a model and a GPU.
+`subprocess` starts it: multiprocessing's spawn would import the main module of that program. Messages are lines of JSON
+over the worker's pipes.
 """
 
 import json
@@ -20,7 +20,7 @@ from threading import Thread
 from qlora.sql.judge import Judge, Verdict
 from qlora.sql.sandbox import confine_process
 
-# For all that a worker does for one prediction, or for one gold query; `sandbox.clock` stops a statement much sooner.
+# Wall-clock limit for one prediction or one gold query. `sandbox.clock` ends a statement much sooner.
 PREDICTION_SECONDS = 30
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -29,10 +29,11 @@ _ROOT = Path(__file__).resolve().parents[2]
 def judge_in_workers(
     tasks: Mapping[tuple[str, str], Sequence[int]], predictions: Sequence[str], settings: Mapping, processes: int
 ) -> Iterator[tuple[int, Verdict]]:
-    """Yield (index, verdict) for every prediction of `tasks`, (context, answer) -> indices, in the order of completion.
+    """Yield (index, verdict) for every prediction, in the order of completion.
 
-    `settings` are the keyword arguments of `Judge`. A prediction on which its worker ends has the error "timeout" (the
-    worker's own timers ended it) or "crashed"; a gold query that does so is invalid.
+    `tasks`: (context, gold query) -> indices of its predictions. `settings`: keyword arguments of `Judge`. A prediction
+    that ends its worker has the error "timeout" (a timer of the worker ended it) or "crashed". A gold query that ends
+    its worker is invalid.
     """
     waiting: queue.SimpleQueue = queue.SimpleQueue()
     for (context, answer), indices in tasks.items():
@@ -56,7 +57,7 @@ def judge_in_workers(
 def _serve(
     waiting: queue.SimpleQueue, finished: queue.SimpleQueue, predictions: Sequence[str], settings: Mapping
 ) -> None:
-    """Have one worker (after another) judge what is waiting, until nothing is."""
+    """Judge the waiting tasks with one worker, started anew whenever it dies."""
     worker, retried = None, False
     try:
         while True:
@@ -73,9 +74,9 @@ def _serve(
                         retried = False
                 if not indices:
                     break
-                # The worker is gone: it fell over the next prediction, or before it was ready over the gold query.
+                # The worker died on the next prediction or, if it was not ready, on the gold query.
                 error, worker = _death(worker), None
-                if error == "crashed" and not retried:  # it may have been killed for another's fault
+                if error == "crashed" and not retried:  # perhaps the kernel killed it to free memory
                     retried = True
                     continue
                 for index in indices[:1] if ready else list(indices):
@@ -94,7 +95,7 @@ def _serve(
 
 
 def _ask(worker: subprocess.Popen, request: dict) -> Iterator[dict | None]:
-    """Yield the worker's answers: None once its databases are ready, then the verdicts; fewer if it ends before."""
+    """Yield the worker's answers: None when its databases are ready, then the verdicts. Fewer if it dies."""
     try:
         worker.stdin.write(json.dumps(request) + "\n")
         worker.stdin.flush()
@@ -121,8 +122,8 @@ def _death(worker: subprocess.Popen) -> str:
 
 
 def _work() -> None:
-    """A worker's life: a request a line, answered by a null when its databases are ready, and by one verdict a line."""
-    logging.getLogger("sqlglot").setLevel(logging.ERROR)  # it warns of what it cannot translate; SQLite will tell
+    """Answer requests, one a line: write null when the databases are ready, then one verdict a line."""
+    logging.getLogger("sqlglot").setLevel(logging.ERROR)  # it warns of what SQLite refuses later
     confine_process()
     for line in sys.stdin:
         request = json.loads(line)
@@ -136,5 +137,5 @@ def _work() -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, whose end closes our pipe
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, whose end closes the pipe
     _work()

@@ -1,14 +1,14 @@
-"""What is read from the text of a query, and the few rewrites that scoring needs. Parsing is sqlglot's."""
+"""Properties of a query that its text shows, and the rewrites that scoring needs. sqlglot parses."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
+
+from qlora.sql.schema import Schema
 
 import sqlglot
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
 from sqlglot.tokens import TokenType
-
-from qlora.sql.schema import Schema
 
 _COMPARISONS = (exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE, exp.Like, exp.In, exp.Between)
 _MIRRORED = {exp.GT: exp.LT, exp.GTE: exp.LTE}
@@ -24,19 +24,19 @@ class Place(NamedTuple):
 
 
 def parse(sql: str, dialect: str = "sqlite") -> exp.Expression | None:
-    """The syntax tree of one statement, or None where sqlglot cannot read it (which says nothing about SQLite).
+    """The syntax tree of one statement, or None if sqlglot cannot parse it; SQLite may run it all the same.
 
-    May take very long (59 joins without ON take exponential time): see `sandbox.clock`.
+    Some texts take exponential time (59 joins without ON): see `sandbox.clock`.
     """
     try:
         trees = sqlglot.parse(sql, read=dialect)
     except (SqlglotError, RecursionError, ValueError, AttributeError, TypeError, IndexError):
-        return None  # sqlglot's parser lets a few of Python's own errors out on odd text
+        return None  # sqlglot raises some of Python's own errors on odd text
     return trees[0] if len(trees) == 1 else None
 
 
 def to_sqlite(sql: str, dialect: str) -> str:
-    """`sql` written for `dialect` in SQLite's words. What sqlglot cannot read is returned unchanged."""
+    """Translate `sql` from `dialect` to SQLite's. Text that sqlglot cannot parse is returned unchanged."""
     if dialect == "sqlite":
         return sql
     tree = parse(sql, dialect)
@@ -46,7 +46,7 @@ def to_sqlite(sql: str, dialect: str) -> str:
 def plain_strings(sql: str, schema: Schema) -> str:
     """Turn "text" into 'text' where no column, table or alias has that name.
 
-    SQLite takes such a string silently, depending on how it was built; many gold queries rely on it. See
+    SQLite may accept such a string, depending on how it was built, and many gold queries rely on it. See
     https://www.sqlite.org/quirks.html, "Double-quoted String Literals Are Accepted".
     """
     tree = parse(sql) if '"' in sql else None
@@ -67,7 +67,7 @@ def plain_strings(sql: str, schema: Schema) -> str:
 
 
 def is_ordered(tree: exp.Expression | None) -> bool:
-    """Whether the query's own rows are in a stated order."""
+    """Whether the outermost query has ORDER BY."""
     return tree is not None and tree.args.get("order") is not None
 
 
@@ -79,7 +79,7 @@ def is_fragile(tree: exp.Expression | None) -> bool:
 
 
 def limits_without_order(tree: exp.Expression | None) -> bool:
-    """Whether some LIMIT picks rows that no ORDER BY chose: there is no telling which."""
+    """Whether a LIMIT without ORDER BY picks rows: which ones is undetermined."""
     if tree is None:
         return False
     for limit in tree.find_all(exp.Limit, exp.Offset):
@@ -95,14 +95,14 @@ def _is_aggregate(select: exp.Select) -> bool:
 
 
 def needs_shuffling(tree: exp.Expression | None) -> bool:
-    """Whether only trials with shuffled rows show that dependence, because no probe of `probes` does."""
+    """Whether only runs on shuffled rows show that the result depends on the stored order, and `probes` do not."""
     if tree is None or tree.find(*_SHUFFLED):
         return True
     return any(_bare_columns(select) and select.find(exp.Min, exp.Max) for select in tree.find_all(exp.Select))
 
 
 def _bare_columns(select: exp.Select) -> list[exp.Column | exp.Star]:
-    """The columns of a grouped or aggregated query that are shown or ordered by, but not grouped by nor aggregated."""
+    """The columns that a grouped or aggregated query shows or sorts by, but neither groups by nor aggregates."""
     group = select.args.get("group")
     if not group and not _is_aggregate(select):
         return []
@@ -134,10 +134,10 @@ def bare_column_tables(tree: exp.Expression) -> set[str]:
 
 
 def probes(tree: exp.Expression, schema: Schema) -> list[str]:
-    """Variants of a query that give its own result wherever that is determined.
+    """Variants of a query that give the same result wherever it is determined.
 
-    Two order ties by all output columns, up and down (and the rows to be limited, where no order is stated). Two read
-    each bare column of a group as its least and as its greatest value: SQLite takes it from any row of the group.
+    Two break ties by all output columns, ascending and descending, and so order the rows of a LIMIT without ORDER BY.
+    Two replace each bare column of a group by its least and by its greatest value: SQLite takes that of any row.
     """
     found = []
     for descending in (False, True):
@@ -153,7 +153,7 @@ def probes(tree: exp.Expression, schema: Schema) -> list[str]:
         found.append(tied)
         chosen = tree.copy()
         for select in list(chosen.find_all(exp.Select)):
-            if not select.find(exp.Min, exp.Max):  # there, SQLite reads bare columns from the row of the extreme
+            if not select.find(exp.Min, exp.Max):  # with either, bare columns come from the extreme's row
                 for node in _bare_columns(select):
                     if isinstance(node, exp.Column) and not isinstance(node.this, exp.Star):
                         node.replace(exp.Max(this=node.copy()) if descending else _least(node))
@@ -162,13 +162,13 @@ def probes(tree: exp.Expression, schema: Schema) -> list[str]:
 
 
 def _least(column: exp.Column) -> exp.Expression:
-    """The least value of a group, where NULL (which MIN passes over) is less than all others."""
+    """The least value of a group, where NULL, which MIN ignores, is less than all others."""
     counted = exp.EQ(this=exp.Count(this=column.copy()), expression=exp.Count(this=exp.Star()))
     return exp.Case().when(counted, exp.Min(this=column.copy()))
 
 
 def _width(query: exp.Expression, schema: Schema) -> int:
-    """The number of columns of a query's result; 0 where that takes more than a look at the schema."""
+    """The number of columns of a query's result; 0 if it is not evident."""
     projections = outputs(query)
     if not any(projection.is_star for projection in projections):
         return len(projections)
@@ -179,7 +179,7 @@ def _width(query: exp.Expression, schema: Schema) -> int:
 
 
 def without_distinct(sql: str, tree: exp.Expression | None) -> str:
-    """`sql` without DISTINCT (Zhong et al. 2020, section 4.3, do so: annotators use it inconsistently)."""
+    """`sql` without DISTINCT, which annotators use inconsistently (Zhong et al. 2020, section 4.3)."""
     if tree is None or not tree.find(exp.Distinct):
         return sql
     tree = tree.copy()
@@ -192,7 +192,7 @@ def without_distinct(sql: str, tree: exp.Expression | None) -> str:
 
 
 def sources(select: exp.Select) -> Iterator[exp.Expression]:
-    """What `select` reads: tables and subqueries, of FROM and of its joins."""
+    """Yield the tables and subqueries in FROM and in the joins of `select`."""
     start = select.args.get("from_")
     if start is not None:
         yield start.this
@@ -206,7 +206,7 @@ def number_tables(tree: exp.Expression) -> dict[int, int]:
 
 
 def resolve(column: exp.Column, schema: Schema, numbers: dict[int, int]) -> Place | None:
-    """The place in the schema that `column` names, through aliases, subqueries, CTEs and outer queries.
+    """The place in the schema that `column` refers to, through aliases, subqueries, CTEs and outer queries.
 
     None where there is none: an output alias, an unknown name, a computed column. Raises RecursionError on a
     recursive CTE.
@@ -261,10 +261,11 @@ def outputs(query: exp.Expression) -> list[exp.Expression]:
 
 
 def normal_form(tree: exp.Expression | None, schema: Schema) -> object:
-    """A value that two queries share only if they mean the same; None where no such value is found cheaply.
+    """A value that two queries share only if they mean the same; None if no such value is found cheaply.
 
-    Ignored are the case of names and of text compared with a column, aliases, redundant qualification and parentheses,
-    the order of conjuncts and of a comparison's sides, BETWEEN for two comparisons and COUNT(1) for COUNT(*).
+    It does not depend on the case of names and of text compared with a column, aliases, redundant qualification and
+    parentheses, the order of conjuncts and of a comparison's sides, BETWEEN instead of two comparisons, and COUNT(1)
+    instead of COUNT(*).
     """
     if tree is None:
         return None
@@ -309,7 +310,7 @@ def _form(node: object, columns: dict[int, Place]) -> object:
         return _comparison(_MIRRORED[type(node)], _form(node.expression, columns), _form(node.this, columns))
     if isinstance(node, exp.Count) and isinstance(node.this, exp.Literal):
         return ("Count", ("this", ("Star",)))
-    # `kind` is INNER or absent for the same join; `big_int` is sqlglot's own note.
+    # A join is the same whether `kind` is INNER or absent; `big_int` is sqlglot's own mark.
     arguments = {k: v for k, v in node.args.items() if v and k != "big_int" and (k, v) != ("kind", "INNER")}
     return (type(node).__name__, *((name, _form(value, columns)) for name, value in arguments.items()))
 

@@ -1,9 +1,9 @@
 """Run SQL that a model wrote: read-only, in memory, bounded in steps, time and memory.
 
-What keeps a statement in: SQLite's authorizer (only SELECT, only the schema's own tables, only functions of an
-allow-list), its limits, a step budget, and for what gets past those (one C function that runs for seconds) a timer
-that ends the process. The timer and the kernel's own limits are set by `confine_process`, in worker processes only.
-See "Defense Against The Dark Arts", https://www.sqlite.org/security.html.
+A statement is confined by SQLite's authorizer (only SELECT, only the schema's own tables, only functions of an
+allow-list), by its limits and by a step budget. One C function can run for seconds within all of these; a timer then
+ends the process. `confine_process` turns on this timer and the kernel's limits, in worker processes only. See "Defense
+Against The Dark Arts", https://www.sqlite.org/security.html.
 """
 
 import re
@@ -46,7 +46,7 @@ _FUNCTION_NAMES = """
 """
 _FUNCTIONS = frozenset(_FUNCTION_NAMES.split())
 
-# The functions that read the clock, answered as if it always showed this time: a verdict must not change by the day.
+# For the functions that read the clock, it always shows this time: a verdict must not depend on the day.
 _NOW = "2024-07-01 12:00:00"
 _CLOCK_WORDS = {"current_date": "date", "current_time": "time", "current_timestamp": "datetime"}
 _CLOCK_FUNCTIONS = ("date", "time", "datetime", "julianday", "unixepoch", "strftime")
@@ -72,7 +72,7 @@ _STATEMENT = re.compile(
 
 
 class QueryError(Exception):
-    """A statement that gave no result: `kind` is the error class (see `verdict`), the text is SQLite's own."""
+    """A statement gave no result. `kind` is the error class (see `verdict`); the message is SQLite's."""
 
     def __init__(self, kind: str, message: str):
         super().__init__(message)
@@ -81,17 +81,17 @@ class QueryError(Exception):
 
 @dataclass(frozen=True)
 class Result:
-    """What a query returned: `width` columns, and the rows in order."""
+    """The result of a query: its number of columns, `width`, and its rows in order."""
 
     width: int
     rows: list[tuple]
 
 
 class Database:
-    """One in-memory SQLite database of a schema, to be filled by us and queried by a model.
+    """An in-memory SQLite database of a schema, filled by this package and queried by a model.
 
-    The tables have the schema's names and types but none of its constraints (the generator keeps those), so that no
-    index changes the order of rows. All columns compare text without case.
+    The tables have the schema's names and types. They have no constraints, so that no index changes the order of rows;
+    the rows of `databases.Generator` satisfy these. All columns compare text without case.
     """
 
     def __init__(self, tables: Mapping[str, Mapping[str, str]]):
@@ -116,7 +116,7 @@ class Database:
         self._steps = 0
 
     def fill(self, rows: Mapping[str, Sequence[tuple]]) -> None:
-        """Replace the content of every table, in the order given."""
+        """Replace the rows of every table, and keep their order."""
         for table, columns in self._tables.items():
             self._connection.execute(f"DELETE FROM {_quoted(table)}")
             marks = ",".join("?" * len(columns))
@@ -125,8 +125,8 @@ class Database:
     def run(self, sql: str) -> Result:
         """Run one SELECT.
 
-        Raises QueryError for anything else, and for a query that fails or that costs more than the limits above. In a
-        confined process, a statement that outlives STATEMENT_SECONDS of processor time ends the process.
+        Raises QueryError for anything else, and for a query that fails or exceeds the limits above. In a confined
+        process, a statement that takes more than STATEMENT_SECONDS of processor time ends the process.
         """
         self._denied, self._steps = False, 0
         if _EXPLAIN.match(sql):
@@ -208,16 +208,16 @@ _confined = False
 
 
 def confine_process() -> None:
-    """Put this process under the kernel's limits for good: it may write no file, and add MEMORY_BYTES to what it has.
+    """Set the kernel's limits for this process, for good: no file is written, at most MEMORY_BYTES of memory are added.
 
-    For worker processes only: a limit that is hit may end the process, with SIGPROF if it was `clock`.
+    For worker processes only: a limit may end the process, that of `clock` by SIGPROF.
     """
     global _confined
     _confined = True
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    size = Path("/proc/self/statm")  # Linux; elsewhere SQLite's own limit has to do
+    size = Path("/proc/self/statm")  # Linux; elsewhere there is SQLite's own limit alone
     if size.exists():
         limit = int(size.read_text().split()[0]) * resource.getpagesize() + MEMORY_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -225,7 +225,7 @@ def confine_process() -> None:
 
 @contextmanager
 def clock() -> Iterator[None]:
-    """In a confined process, let what runs inside take STATEMENT_SECONDS of processor time and end the process then."""
+    """In a confined process, end the process if the code inside takes more than STATEMENT_SECONDS of processor time."""
     if not _confined:
         yield
         return

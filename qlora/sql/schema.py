@@ -1,4 +1,4 @@
-"""What a row's CREATE TABLE statements declare, as SQLite itself reads them."""
+"""Read the declarations of CREATE TABLE statements with SQLite itself."""
 
 import sqlite3
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from functools import lru_cache
 from sqlglot import transpile
 from sqlglot.errors import SqlglotError
 
-# What SQLite asks permission for while it creates tables and their indexes.
+# The actions for which SQLite asks its authorizer while it creates tables and their indexes.
 _CREATING = frozenset(
     (
         sqlite3.SQLITE_CREATE_TABLE,
@@ -22,12 +22,12 @@ _CREATING = frozenset(
 
 
 class SchemaError(Exception):
-    """The context is no schema: SQLite's message."""
+    """The context is no schema. The message is SQLite's."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """`columns`: name -> declared type (may be empty). `unique`: what no two rows share, the key first."""
+    """`columns`: name -> declared type, perhaps empty. `unique`: the keys that no two rows share, the primary first."""
 
     name: str
     columns: dict[str, str]
@@ -62,7 +62,7 @@ class Schema:
 def read_schema(context: str, dialect: str = "sqlite") -> Schema:
     """Read CREATE TABLE statements, written in `dialect`.
 
-    Raises SchemaError where they are not valid, do anything but create tables, or create none.
+    Raises SchemaError if they are not valid, do anything but create tables, or create none.
     """
     connection = sqlite3.connect(":memory:", isolation_level=None)
     connection.set_authorizer(lambda action, *_: sqlite3.SQLITE_OK if action in _CREATING else sqlite3.SQLITE_DENY)

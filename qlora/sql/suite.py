@@ -4,18 +4,23 @@ from collections.abc import Iterator
 from contextlib import suppress
 from random import Random
 
-from sqlglot import exp
-
 from qlora.sql.comparison import same_results
 from qlora.sql.constraints import read_constraints
-from qlora.sql.databases import SHAPES, Generator
+from qlora.sql.databases import Generator
 from qlora.sql.queries import is_fragile, is_ordered, needs_shuffling, parse, probes, without_distinct
 from qlora.sql.sandbox import Database, QueryError, Result
 from qlora.sql.schema import Schema
+from qlora.sql.shapes import SHAPES
+
+from sqlglot import exp
 
 
 class Suite:
-    """Databases on which the gold query has one result, and that result."""
+    """Databases on which the result of the gold query is determined, with that result.
+
+    `sql`, `tree`: the gold query. `others`: queries that help to make the databases. `size`: the number of databases.
+    `key`: the seed. `lenient`: without NULLs, and without DISTINCT in the gold query.
+    """
 
     def __init__(
         self,
@@ -43,7 +48,7 @@ class Suite:
         self.tried = 0
 
     def instances(self) -> Iterator[tuple[Database, Result]]:
-        """Yield (database, gold result), making those that were not made yet: `size` of them, in `3 * size` tries."""
+        """Yield `size` pairs of a database and the gold result, or fewer if `3 * size` tries do not give as many."""
         yield from self.found
         while len(self.found) < self.size and self.tried < 3 * self.size:
             instance = self._make(self.tried)
@@ -55,8 +60,8 @@ class Suite:
     def agrees(self, sql: str, ordered: bool) -> bool:
         """Whether `sql` gives the gold result on every database. Raises QueryError if it fails on one.
 
-        A query that has to be in order but states none (`ordered`) must not agree by luck: its rows are also read
-        backwards.
+        `ordered`: whether `sql` has ORDER BY. If the gold query has it and `sql` does not, the rows of `sql` must not
+        agree by luck, so they are also compared in reverse.
         """
         for database, gold in self.instances():
             result = database.run(sql)
@@ -68,7 +73,7 @@ class Suite:
         return True
 
     def _make(self, number: int) -> tuple[Database, Result] | None:
-        """The database `number` with the gold result, or None where that is not determined."""
+        """Database `number` with the gold result, or None if the result is not determined on it."""
         random = Random(f"{self.key}|{self.lenient}|{number}")
         shape = SHAPES[number % len(SHAPES)]
         rows = self.generator.database(random, shape, nulls=not self.lenient)
@@ -82,11 +87,11 @@ class Suite:
                 database.fill(rows)
                 if not same_results(gold, database.run(self.sql), self.ordered, any_column_order=False):
                     return None
-        except QueryError:  # the gold query costs too much: more of its databases would only cost more
+        except QueryError:  # the gold query exceeds a limit; it would do so on other databases, too
             self.tried = 3 * self.size
             return None
         for probe in self.probes:
-            with suppress(QueryError):  # not every query can be probed (SQLite may not take the rewrite)
+            with suppress(QueryError):  # SQLite does not run the rewrites of all queries
                 if not same_results(gold, database.run(probe), self.ordered, any_column_order=False):
                     return None
         return database, gold

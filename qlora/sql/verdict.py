@@ -3,24 +3,24 @@
     verdicts = score(rows, answers)
     print(totals(verdicts))
 
-For each row, databases are made up (`databases`) and both queries run on them in a sandbox (`sandbox`, in the worker
-processes of `pool`). A prediction that gives another result than the gold query on one of them is different; one that
-agrees on all of them is tried again on as many databases made from both queries, and then called equal.
+For each row, `databases` makes up databases, and both queries run on them in a sandbox (`sandbox`), in the worker
+processes of `pool`. A prediction is different if its result differs from the gold query's on one of them. If it agrees
+on all, it is compared on twice as many databases, made from both queries; if it agrees on these, too, it is equal.
 
 Error classes of a prediction: empty, not_a_query, several_statements, syntax, unknown_table, unknown_column,
-unknown_function, ambiguous, invalid (any other complaint of SQLite's), denied (not a plain read of the schema's own
-tables, or a function that is not allowed), timeout, too_large, too_many_rows, crashed (it ended the worker), and
+unknown_function, ambiguous, invalid (any other error of SQLite's), denied (it does more than read the schema's own
+tables, or calls a function that is not allowed), timeout, too_large, too_many_rows, crashed (it ended the worker), and
 no_schema (there is no schema to run it on).
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from sqlglot.dialects.dialect import Dialect
-
-from qlora.runtime import cpus
+from qlora.runtime.machine import cpu_count
 from qlora.sql.judge import Verdict
 from qlora.sql.pool import judge_in_workers
+
+from sqlglot.dialects.dialect import Dialect
 
 __all__ = ["Verdict", "score", "totals"]
 
@@ -37,11 +37,11 @@ def score(
 ) -> list[Verdict]:
     """Judge `predictions` (raw answers of a model) against `rows` (`question`, `context`, `answer`), in order.
 
-    A verdict depends on its row, its prediction, `seed`, `databases` (the number per row) and `dialect` (that the
-    context, the answer and the prediction are written in, as sqlglot names it) and on nothing else: not on the other
-    rows, nor on `processes` (by default one a CPU that this process may use). Rows with the same context and answer
-    share their databases, so several artifacts are scored fastest in one call. `progress` is called with the number of
-    rows done, from this thread. Raises ValueError if the lengths differ or the dialect is unknown.
+    `databases`: their number for each row. `dialect`: that of the context, the answer and the prediction, by sqlglot's
+    name. `processes`: by default one for each CPU that this process may use. `progress` is called, in this thread, with
+    the number of rows done. A verdict depends on its row, its prediction, `seed`, `databases` and `dialect` alone, not
+    on the other rows or on `processes`. Rows with the same context and answer share their databases, so several
+    artifacts are scored fastest in one call. Raises ValueError if the lengths differ or the dialect is unknown.
     """
     Dialect.get_or_raise(dialect)
     if len(rows) != len(predictions):
@@ -50,8 +50,8 @@ def score(
     for index, row in enumerate(rows):
         tasks.setdefault((row["context"], row["answer"]), []).append(index)
     settings = {"seed": seed, "databases": databases, "dialect": dialect}
-    # A worker takes a moment to start: a few rows do not need many.
-    processes = min(processes or cpus.count(), -(-len(tasks) // 8))
+    # A worker takes time to start: a few rows do not need many.
+    processes = min(processes or cpu_count(), -(-len(tasks) // 8))
     verdicts: list[Verdict | None] = [None] * len(rows)
     judged = judge_in_workers(tasks, predictions, settings, processes)
     for done, (index, verdict) in enumerate(judged, start=1):
@@ -64,10 +64,10 @@ def score(
 def totals(verdicts: Iterable[Verdict]) -> dict:
     """Counts and rates over `verdicts`.
 
-    `strict` and `lenient` are rates (0 to 1) over the `judged` rows: all but those whose gold query is invalid or
-    undetermined, which are counted in `gold_invalid` and `undetermined`. What is judged does not depend on the
-    predictions, so artifacts scored on the same rows share it. `exact` and `valid` are rates over all `n`. `errors`:
-    class -> count, over all rows. A rate over no rows is None.
+    `strict` and `lenient` are rates (0 to 1) over the `judged` rows. The gold queries of the other rows are invalid or
+    undetermined, as `gold_invalid` and `undetermined` count. Which rows are judged does not depend on the predictions:
+    it is the same for all artifacts. `exact` and `valid` are rates over all `n` rows. `errors`: class -> count, over
+    all rows. A rate over no rows is None.
     """
     verdicts = list(verdicts)
     judged = [verdict for verdict in verdicts if verdict.gold is None]
