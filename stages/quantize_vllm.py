@@ -6,62 +6,57 @@ W4A16-GPTQ rounds column after column and lets the rest make up for the error (F
 """
 
 import argparse
-import json
 import os
 import shutil
 import time
 from pathlib import Path
 
+from qlora.recipe.artifacts import ARTIFACTS, VLLM_TYPES
+from qlora.recipe.load import load_params
+from qlora.rows.chat import load_chat
+from qlora.rows.loss_mask import Encoded
+from qlora.rows.prepared import encode_rows, evenly
+from qlora.runtime.console import Refusal, run_stage, summary
+from qlora.runtime.outputs import check_disk, new_folder
+from qlora.weights import compressed, loading
+from qlora.weights.architecture import skeleton
+from qlora.weights.files import opened, shards, weights_bytes
+
 import torch
 from datasets import Dataset
-from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from qlora.recipe.params import VLLM_TYPES, load_params
-from qlora.rows import chat, jsonl
-from qlora.runtime.console import Refusal, run_stage, summary
-from qlora.runtime.outputs import new_folder
-from qlora.source import base_model
-from qlora.weights import compressed
-from qlora.weights import loading as models
-
-MERGED = Path("models/merged")
-TRAIN = Path("data/prepared/train.jsonl")
+MERGED = ARTIFACTS["merged"].folder
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--type", required=True, choices=VLLM_TYPES)
-    type_ = parser.parse_args().type
+    artifact = ARTIFACTS[parser.parse_args().type]
     params = load_params()
     settings = params.vllm
     if not (MERGED / "config.json").is_file():
         raise Refusal(f"{MERGED} is not there; run `dvc repro merge`, which makes it")
-    skeleton = models.skeleton(MERGED)
-    compressed.check(skeleton, settings.group_size)
-    needed, free = base_model.weights_bytes(MERGED) // 2, shutil.disk_usage(MERGED).free  # embeddings stay in 16 bits
-    if free < needed:
-        raise Refusal(f"{type_} needs about {needed / 1e9:.1f} GB beside {MERGED}, and {free / 1e9:.1f} GB are free")
-    tokenizer = chat.load_tokenizer(MERGED)
-    stops = chat.stop_ids(tokenizer, MERGED)
-    lines = jsonl.evenly(TRAIN, settings.calibration_rows)
-    rows = [chat.encode(tokenizer, json.loads(line)["messages"], stops) for line in lines]
-    rows = [chat.cut(row, params.train.max_length) for row in rows]
+    model_shape = skeleton(MERGED)
+    compressed.check(model_shape, settings.group_size)
+    check_disk(artifact.name, weights_bytes(MERGED) // 2, MERGED)  # embeddings stay in 16 bits
+    chat = load_chat(MERGED)
+    rows = list(encode_rows(evenly("train", settings.calibration_rows), chat, params.train.max_length))
 
     begin = time.monotonic()
-    output = Path("models") / type_
+    output = artifact.folder
     with new_folder(output) as folder:
-        quantize(type_, rows, tokenizer, settings.group_size, folder)
+        quantize(artifact.name, rows, chat.tokenizer, settings.group_size, folder)
         for path in MERGED.iterdir():  # tokenizer, template and settings as they were trained with, to the byte
             if path.suffix in {".json", ".model", ".jinja", ".txt"} and not path.name.startswith(("config.", "model.")):
                 shutil.copyfile(path, folder / path.name)
-        check(folder, skeleton, settings.group_size)
+        check(folder, model_shape, settings.group_size)
     summary(
-        f"quantize-vllm {type_}",
+        f"quantize-vllm {artifact.name}",
         {
-            "file": f"{output}, {base_model.weights_bytes(output) / 1e9:.2f} GB",
-            "of the merged model": f"{base_model.weights_bytes(output) / base_model.weights_bytes(MERGED):.0%}",
-            "tensors in 4 bits": f"{len(compressed.linear_layers(skeleton))}, in groups of {settings.group_size}",
+            "file": f"{output}, {weights_bytes(output) / 1e9:.2f} GB",
+            "of the merged model": f"{weights_bytes(output) / weights_bytes(MERGED):.0%}",
+            "tensors in 4 bits": f"{len(compressed.linear_layers(model_shape))}, in groups of {settings.group_size}",
             "calibrated on": f"{len(rows)} training rows, {sum(len(row.input_ids) for row in rows):,} tokens",
             "seconds": f"{time.monotonic() - begin:.1f}",
         },
@@ -69,7 +64,7 @@ def main() -> None:
 
 
 def quantize(
-    type_: str, rows: list[chat.Encoded], tokenizer: PreTrainedTokenizerBase, group_size: int, folder: Path
+    type_: str, rows: list[Encoded], tokenizer: PreTrainedTokenizerBase, group_size: int, folder: Path
 ) -> None:
     """Write the merged model into `folder`, quantized layer by layer on the GPU, or on the CPU where there is none.
 
@@ -95,7 +90,7 @@ def quantize(
     weights = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": group_size, "symmetric": False}
     layers = {"config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}}, "ignore": [compressed.HEAD]}
     recipe = [AWQModifier(), QuantizationModifier(**layers)] if is_awq else [GPTQModifier(**layers)]
-    attention = models.attention_implementation(AutoConfig.from_pretrained(MERGED))
+    attention = loading.attention_implementation(AutoConfig.from_pretrained(MERGED))
     model = AutoModelForCausalLM.from_pretrained(MERGED, dtype=torch.bfloat16, attn_implementation=attention)
     oneshot(
         model=model,
@@ -110,24 +105,24 @@ def quantize(
     model.save_pretrained(folder, save_compressed=True)
 
 
-def check(folder: Path, skeleton: PreTrainedModel, group_size: int) -> None:
+def check(folder: Path, model_shape: PreTrainedModel, group_size: int) -> None:
     """Read `folder` back: every linear layer in 4 bits with a finite scale for each group, all else as it was.
 
     Raises:
         Refusal: naming the first tensor that is missing, left over or of another shape.
     """
     expected = {}
-    for name, tensor in skeleton.state_dict().items():
+    for name, tensor in model_shape.state_dict().items():
         expected[name] = tuple(tensor.shape)
-    if skeleton.config.get_text_config().tie_word_embeddings:
+    if model_shape.config.get_text_config().tie_word_embeddings:
         expected.pop(f"{compressed.HEAD}.weight", None)
-    for name, layer in compressed.linear_layers(skeleton).items():
+    for name, layer in compressed.linear_layers(model_shape).items():
         del expected[f"{name}.weight"]
         expected[f"{name}.weight_packed"] = (layer.out_features, layer.in_features // 8)  # 8 in an int32
         expected[f"{name}.weight_scale"] = (layer.out_features, layer.in_features // group_size)
     found = {}
-    for shard in base_model.shards(folder):
-        with safe_open(shard, "pt") as file:
+    for shard in shards(folder):
+        with opened(shard) as file:
             for name in file.keys():  # noqa: SIM118 (not a dictionary)
                 found[name] = tuple(file.get_slice(name).get_shape())
                 if name.endswith("weight_packed") and file.get_slice(name).get_dtype() != "I32":

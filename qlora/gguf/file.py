@@ -1,25 +1,34 @@
-"""A GGUF file read back: what it holds, and whether that is what was put in."""
+"""Read a GGUF file back: what it holds, and whether it is the model that it was made from."""
 
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gguf import GGUFReader, LlamaFileType
-
 from qlora.runtime.console import Refusal
 
-if TYPE_CHECKING:  # seconds to import, and nothing here needs more than their names
+from gguf import GGUFReader, LlamaFileType
+
+if TYPE_CHECKING:  # transformers takes seconds to import, and only annotations need it
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a GGUF file says of itself.
+    """The header of a GGUF file.
 
-    file_type: llama-quantize's name of the type that it was made as; shapes: tensor name -> shape; types: tensor type
-    -> its share of all weights, largest first; vocabulary: number of tokens; template and the three ids: None where the
-    file names none; adds_bos: whether its tokenizer puts a BOS before every prompt; size: bytes on disk.
+    Attributes:
+        architecture: llama.cpp's name of it.
+        file_type: llama-quantize's name of the type.
+        layers: Number of layers.
+        width: Hidden size.
+        vocabulary: Number of tokens.
+        shapes: Tensor name -> shape.
+        types: Tensor type -> its share of all weights, largest first.
+        template: The chat template; None if the file has none.
+        bos, eos, pad: Token ids; None where the file names none.
+        adds_bos: Whether the tokenizer puts a BOS before every prompt.
+        size: Bytes on disk.
     """
 
     architecture: str
@@ -106,7 +115,7 @@ def check_converted(path: Path, config: "PretrainedConfig", tokenizer: "PreTrain
 
 
 def check_quantized(path: Path, source: Path, type_: str) -> Contents:
-    """Read `path` back: it is of `type_`, and all else is as in the GGUF `source` that it was quantized from.
+    """Read `path` back and compare it with `type_` and with the GGUF `source` that it was quantized from.
 
     Raises:
         Refusal: naming everything that differs.

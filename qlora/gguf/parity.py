@@ -1,19 +1,19 @@
 # ruff: noqa: RUF001 (letters that look alike are the point of the samples)
-"""Train and serve see the same ids: llama.cpp renders and splits text as transformers does."""
+"""The parity check: llama.cpp renders and tokenizes text as transformers does, so serving sees what training saw."""
 
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from qlora.llama_cpp import tools
+from qlora.llama_cpp.scorer import Server
+from qlora.rows.chat import Chat, Messages, load_chat
+from qlora.runtime.console import Refusal
+
 import numpy as np
 from gguf import GGUFReader, GGUFValueType, GGUFWriter
 from tqdm import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
-
-from qlora.llama_cpp import tools as llama_cpp
-from qlora.llama_cpp.server import Server
-from qlora.rows import chat
-from qlora.runtime.console import Refusal
+from transformers import PreTrainedTokenizerBase
 
 # What tokenizers get wrong: digits, spaces, scripts, emoji, code, apostrophes, control characters.
 # fmt: off
@@ -33,30 +33,30 @@ SAMPLES = [
 
 
 def check_before_training(folder: Path) -> None:
-    """Check that llama.cpp will read the model in `folder` as training does; takes seconds and no weights.
+    """Check the parity of the tokenizer and template in `folder`, in seconds and without weights.
 
-    Tokenizer and template go through the official converter into a GGUF of a few random weights, which is served.
+    llama.cpp's converter writes them into a GGUF of a tiny model with zero weights, which llama-server serves.
 
     Raises:
-        Refusal: if llama.cpp does not know the tokenizer, or splits or renders anything otherwise.
+        Refusal: if llama.cpp does not know the tokenizer, or tokenizes or renders anything differently.
     """
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    chat = load_chat(folder)
     with tempfile.TemporaryDirectory() as work:
         vocabulary, model = Path(work) / "vocabulary.gguf", Path(work) / "model.gguf"
-        llama_cpp.convert_vocabulary(folder, vocabulary)
+        tools.convert_vocabulary(folder, vocabulary)
         write_tiny_model(vocabulary, model)
         try:
             with Server(model, context=64, slots=1) as server:
-                check(server, tokenizer, [])
+                check(server, chat, [])
         except Refusal as refusal:
             raise Refusal(f"no GGUF can serve the tokenizer in {folder} as training uses it: {refusal}") from None
 
 
-def check(server: Server, tokenizer: PreTrainedTokenizerBase, rows: Iterable[list[dict[str, str]]]) -> tuple[int, int]:
-    """Check that the served GGUF splits text and renders conversations exactly as training did.
+def check(server: Server, chat: Chat, rows: Iterable[Messages]) -> tuple[int, int]:
+    """Check that the served GGUF tokenizes text and renders conversations exactly as training did.
 
-    Compared are ids: of texts, and of whole conversations and their prompts through the route that a chat request
-    takes (the GGUF's template, then the tokenizer with the BOS it adds): a second BOS is a difference.
+    Compares the token ids of texts, and of whole conversations and their prompts as a chat request makes them: with the
+    GGUF's template, then its tokenizer and the BOS that it adds. A second BOS is a difference.
 
     Returns:
         How many texts and conversations were compared.
@@ -64,21 +64,21 @@ def check(server: Server, tokenizer: PreTrainedTokenizerBase, rows: Iterable[lis
     Raises:
         Refusal: with the first text that differs and both lists of ids.
     """
-    texts = sample_texts(tokenizer)
+    texts = sample_texts(chat.tokenizer)
     samples = [[{"role": "user", "content": text}, {"role": "assistant", "content": text}] for text in SAMPLES]
     conversations = [*rows, *samples]
     with tqdm(total=len(texts) + len(conversations), desc="same ids as in training", unit="text") as bar:
         for text in texts:
-            # Where a conversation has it: alone, a text's start is split in ways that no conversation sees.
-            rendered = chat.render(tokenizer, [{"role": "user", "content": text}], prompt=True)
-            compare(f"the text {rendered!r}", chat.encode_text(tokenizer, rendered), server.tokenize(rendered))
+            # Inside a conversation: tokenizers may split the start of a text in another way.
+            rendered = chat.render([{"role": "user", "content": text}], prompt=True)
+            compare(f"the text {rendered!r}", chat.ids(rendered), server.tokenize(rendered))
             bar.update()
         for messages in conversations:
             for part, prompt in ((messages, False), (messages[:-1], True)):
-                rendered = chat.render(tokenizer, part, prompt=prompt)
+                rendered = chat.render(part, prompt=prompt)
                 served = server.apply_template(part, add_generation_prompt=prompt)
-                # The server leaves out a BOS of the template that its tokenizer adds.
-                ids = chat.encode_text(tokenizer, rendered)
+                # The server removes the template's BOS if its tokenizer adds one.
+                ids = chat.ids(rendered)
                 compare(f"the conversation {rendered!r}", ids, server.tokenize(served, add_special=True))
             bar.update()
     return len(texts), len(conversations)
@@ -92,7 +92,7 @@ def sample_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def compare(what: str, trained: list[int], served: list[int]) -> None:
-    """Raises `Refusal` if the two lists of ids differ."""
+    """Raise Refusal if the two lists of ids differ."""
     if trained != served:
         raise Refusal(
             f"the GGUF does not read {what} as training did\n  training: {trained}\n  served:   {served}\n"

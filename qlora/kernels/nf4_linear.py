@@ -1,12 +1,13 @@
-"""The 4-bit linear layer of the fast path: one operator for dequantization, the base product and LoRA.
+"""The 4-bit linear layer of compiled layers: one operator for dequantization, the base product and LoRA.
 
 bitsandbytes and PEFT compute a QLoRA layer (Dettmers et al., "QLoRA", 2023, arXiv:2305.14314) as a dozen small
-operations. A decoder layer made of these and compiled together with its checkpoint keeps the results of its 4-bit
-products for the backward pass all the same (measured with torch 2.11: 0.33 GB a layer for 4,096 tokens of an 8B
-model). Here the layer is one opaque operator with a backward operator of its own: what is kept and what is computed
-again is for the caller to say, the weight is dequantized once a pass by one kernel, and LoRA's sum is part of the large
-product.
+operations. If a decoder layer of these is compiled with activation checkpointing, it still keeps the results of its
+4-bit products for the backward pass (measured with torch 2.11: 0.33 GB a layer for 4,096 tokens of an 8B model). Here
+the linear layer is one opaque operator with its own backward operator. The caller decides which results are kept, one
+kernel dequantizes the weight once a pass, and LoRA's sum is part of the large product.
 """
+
+from qlora.kernels.nf4_table import OFFSET, OUTER_BLOCK, OUTER_SCALES, SCALE_VALUES
 
 import bitsandbytes as bnb
 import torch
@@ -15,16 +16,19 @@ from peft.tuners.lora.bnb import Linear4bit as LoraLinear4bit
 from torch import Tensor, nn
 from torch.nn import functional
 
-NESTED_BLOCK = 256  # scales that share one second-level scale: fixed in bitsandbytes' double quantization
-
 
 def use_fast_linears(model: nn.Module, sharded: bool = False) -> int:
-    """Let each 4-bit layer of `model`, with LoRA or without, compute through the one operator. Returns their number.
+    """Let each 4-bit layer of `model`, with or without LoRA, compute by the operator.
 
-    Call it when the adapter is in place (after `get_peft_model` or the trainer's constructor). Parameters, names and
-    what is saved stay as they are. A LoRA layer that the operator does not cover (dropout, DoRA, several adapters)
-    keeps PEFT's own forward pass over the fast base layer. Weights that are to be `sharded` are taken as they are when
-    the layer computes: they are whole only then.
+    Call it after the adapter is added (by `get_peft_model` or the trainer). Parameters, their names and saved files do
+    not change. A LoRA layer with dropout, DoRA or several adapters keeps PEFT's forward pass over the fast base layer.
+
+    Args:
+        model: With 4-bit layers of bitsandbytes.
+        sharded: FSDP will shard the weights, so a layer must read its weight at each call, when it is whole.
+
+    Returns:
+        Number of 4-bit layers.
     """
     layers = 0
     for module in model.modules():
@@ -38,19 +42,29 @@ def use_fast_linears(model: nn.Module, sharded: bool = False) -> int:
     return layers
 
 
-class FastLinear4bit(bnb.nn.Linear4bit):
-    """A frozen 4-bit layer; `packed` is its quantized weight as the operator takes it.
+def prepare_sharding(model: nn.Module, gpu: torch.device) -> None:
+    """Prepare a 4-bit model for FSDP: move its scales, which are not parameters, to the GPU."""
+    for layer in model.modules():
+        if isinstance(layer, bnb.nn.Linear4bit):
+            layer.quant_state.to(gpu)
+    use_fast_linears(model, sharded=True)
 
-    `codes` is None where the weight is sharded.
+
+class FastLinear4bit(bnb.nn.Linear4bit):
+    """A frozen 4-bit layer that computes by the operator.
+
+    Attributes:
+        codes: The weight's 4-bit codes, two a byte; None for a sharded weight, whose codes are read at each call.
+        scales: The result of `_scales`.
     """
 
     @property
     def packed(self) -> list[Tensor]:
-        """The tensors of the quantized weight: codes, scales, and a table as `_scales` makes it."""
+        """The quantized weight as the operator takes it: codes, scales, table."""
         return [self.weight if self.codes is None else self.codes, *self.scales]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x (..., in_features) to (..., out_features), in the layer's compute dtype inside and x's outside."""
+        """Map x (..., in_features) to (..., out_features); computes in the layer's compute dtype, returns x's."""
         y = nf4_linear(x.to(self.compute_dtype), self.packed, self.out_features, None, None, 0.0)
         return (y if self.bias is None else y + self.bias.to(y.dtype)).to(x.dtype)
 
@@ -79,16 +93,14 @@ def _is_plain_lora(module: LoraLinear4bit) -> bool:
     if type(module.base_layer) not in (bnb.nn.Linear4bit, FastLinear4bit) or len(module.active_adapters) != 1:
         return False
     (name,) = module.active_adapters
-    is_certain = isinstance(module.lora_dropout[name], nn.Identity)
-    return name in module.lora_A and is_certain and not module.lora_variant and not module.lora_bias[name]
+    without_dropout = isinstance(module.lora_dropout[name], nn.Identity)
+    return name in module.lora_A and without_dropout and not module.lora_variant and not module.lora_bias[name]
 
 
 def _scales(state: QuantState) -> list[Tensor]:
-    """What turns the codes of a quantized weight into numbers: the scale of each block of codes, and a table.
+    """The scale of each block of a weight's codes (float32, or 8-bit codes), and the table (`nf4_table`).
 
-    The table has the value of each code. Where the scales are quantized as well (bytes), it goes on with the value of
-    each of theirs, their offset, and the scale of each block of theirs. It is one tensor because compiled layers pay
-    for the number of their inputs in each pass.
+    The table is one tensor because every input of a compiled layer costs time in each pass.
     """
     if not state.nested:
         return [state.absmax, state.code]
@@ -96,17 +108,22 @@ def _scales(state: QuantState) -> list[Tensor]:
 
 
 def dequantize(packed: list[Tensor], out_features: int, dtype: torch.dtype) -> Tensor:
-    """The (out_features, in_features) weight in `dtype`: the value of each 4-bit code times the scale of its block."""
+    """The (out_features, in_features) weight in `dtype`: each code's value times its block's scale.
+
+    Args:
+        packed: Codes, scales, table.
+        out_features: Rows of the weight.
+        dtype: Of the result.
+    """
     codes, scales, table = packed
-    codes = codes.view(torch.uint8)  # a sharded weight comes in longer words
+    codes = codes.view(torch.uint8)  # a sharded weight is stored as float32 words
     if codes.is_cuda:
         from qlora.kernels.nf4_kernel import dequantize_on_gpu
 
         return dequantize_on_gpu(codes, scales, table, out_features, dtype)
     if scales.dtype == torch.uint8:
-        scale_values, offset, outer_scales = table[16:272], table[272], table[273:]
-        outer = outer_scales.repeat_interleave(NESTED_BLOCK)[: scales.numel()]
-        scales = scale_values[scales.int()] * outer + offset
+        outer = table[OUTER_SCALES:].repeat_interleave(OUTER_BLOCK)[: scales.numel()]
+        scales = table[SCALE_VALUES:OFFSET][scales.int()] * outer + table[OFFSET]
     codes = codes.view(-1)
     pairs = torch.stack([codes >> 4, codes & 15], dim=-1)
     blocks = table[pairs.int()].view(scales.numel(), -1)
@@ -116,20 +133,20 @@ def dequantize(packed: list[Tensor], out_features: int, dtype: torch.dtype) -> T
 def nf4_linear(
     x: Tensor, packed: list[Tensor], out_features: int, lora_a: Tensor | None, lora_b: Tensor | None, scale: float
 ) -> Tensor:
-    """x W' + scale * x A' B' for x (..., in), W (out, in) 4-bit, A (r, in), B (out, r); A and B may both be None."""
-    # Shapes and types are settled here, where it costs nothing once compiled.
+    """x W' + scale * x A' B' for x (..., in), W (out, in) 4-bit, A (r, in), B (out, r); A and B None without LoRA."""
+    # Reshaping and casting here, outside the operator, costs nothing once compiled.
     rows = x.flatten(0, -2)
     low = None
     if lora_a is not None:
         lora_a, lora_b = lora_a.to(x.dtype), lora_b.to(x.dtype)
-        # x A' is computed apart, so that a layer that is recomputed can repeat it without the large product; its part
-        # in the gradients of x and A is in the operator's backward pass.
+        # x A' is computed outside the operator, so recomputation can repeat it without the large product. It is
+        # detached because the operator's backward pass includes its gradients.
         low = functional.linear(rows.detach(), lora_a.detach())
     y = torch.ops.qlora.nf4_linear(rows, low, packed, out_features, lora_a, lora_b, scale)
     return y.view(*x.shape[:-1], out_features)
 
 
-# Registered by hand and not with `torch.library.custom_op`, whose checks at each call would show in short packs.
+# Not registered by `torch.library.custom_op`, because its checks at each call slow short packs down.
 LIBRARY = torch.library.Library("qlora", "DEF")
 LIBRARY.define(
     "nf4_linear(Tensor x, Tensor? low, Tensor[] packed, int out_features, Tensor? lora_a, Tensor? lora_b, float scale)"
@@ -145,7 +162,7 @@ def _linear(x, low, packed, out_features, lora_a, lora_b, scale):
     weight = dequantize(packed, out_features, x.dtype)
     if low is None:
         return x @ weight.t()
-    # LoRA goes first and the large product is added in place: its epilogue reads what a separate sum would.
+    # The large product is added in place to LoRA's, in its epilogue, which saves a separate sum.
     return _scaled_product(scale, low, lora_b.t()).addmm_(x, weight.t())
 
 
@@ -160,7 +177,7 @@ def _linear_backward(grad, x, low, packed, lora_a, lora_b, scale):
 
 
 def _scaled_product(scale: float, a: Tensor, b: Tensor) -> Tensor:
-    """scale * a b, the factor applied where the product is written."""
+    """scale * a b; the product's epilogue applies the factor."""
     return a.new_empty(a.shape[0], b.shape[1]).addmm_(a, b, beta=0, alpha=scale)
 
 

@@ -1,16 +1,16 @@
-"""Attention over a pack, row by row: what sdpa with a block-diagonal mask computes, without the blocks that are masked.
+"""Attention over a pack, row by row: equal to sdpa with a block-diagonal mask, without computing masked blocks.
 
-For layers that are not compiled. transformers hands each of them the rows' boundaries (`cu_seq_lens_q`, which trl's
-padding-free collator provides), so no mask is built at all. On a GPU FlashAttention takes all rows at once (Dao,
-"FlashAttention-2", 2023, arXiv:2307.08691).
+For plain layers. trl's padding-free collator provides the rows' boundaries (`cu_seq_lens_q`) and transformers passes
+them to each layer, so no mask is built. On a GPU FlashAttention takes all rows at once (Dao, "FlashAttention-2", 2023,
+arXiv:2307.08691).
 """
+
+from qlora.runtime.console import Refusal
 
 import torch
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
-
-from qlora.runtime.console import Refusal
 
 NAME = "packed"
 
@@ -32,23 +32,30 @@ def packed_attention(
     """Causal attention within each row of one pack.
 
     Args:
-        query: (1, heads, tokens, head size); key and value the same with as many heads or fewer (grouped queries).
-        cu_seq_lens_q: (rows + 1,) where each row begins, and the end; None for a single row.
-        max_length_q: tokens of the longest row.
-        sliding_window: how many tokens back a token sees, itself included; None for all.
-        softcap: what no score exceeds: each becomes softcap * tanh(score / softcap) (Gemma 2, arXiv:2408.00118,
-            section 2). No kernel does that, so the scores of a row are there at once, (heads, tokens, tokens).
+        module: The layer's attention module; unused.
+        query: (1, heads, tokens, head size).
+        key: The same, with as many heads or fewer (grouped-query attention).
+        value: Like key.
+        attention_mask: None.
+        scaling: Factor of the scores; None for 1 / sqrt(head size).
+        dropout: Of the attention weights.
+        cu_seq_lens_q: (rows + 1,): where each row begins, and the end of the last; None for a single row.
+        max_length_q: Tokens of the longest row.
+        sliding_window: Tokens that a token attends to, itself included; None for all.
+        softcap: Limit of the scores: each becomes softcap * tanh(score / softcap) (Gemma 2, arXiv:2408.00118, section
+            2). No kernel supports it, so a row's scores, (heads, tokens, tokens), are in memory at once.
+        kwargs: Further arguments of transformers' attention interface.
 
     Returns:
         (1, tokens, heads, head size), and None for the attention weights.
 
     Raises:
-        Refusal: if the model asks for what is not computed here.
+        Refusal: if the model's attention needs sinks (`s_aux`) or a position bias.
     """
     if asked := [name for name in ("s_aux", "position_bias") if kwargs.get(name) is not None]:
         raise Refusal(
-            f"this model's attention takes {asked[0]}, which is left out where layers are not compiled: train it on a "
-            "GPU with train.compile at true, or choose another model"
+            f"this model's attention takes {asked[0]}, which plain layers do not support: train it on a GPU with "
+            "train.compile set to true, or choose another model"
         )
     tokens = query.shape[2]
     if cu_seq_lens_q is None:
@@ -63,7 +70,7 @@ def packed_attention(
         return varlen_attn(*packed, *ends, *longest, scale=scaling, window_size=window)[None], None
 
     dtype = query.dtype
-    if not query.is_cuda:  # a CPU's kernel is twice as fast in float32: its bfloat16 backward pass converts to and fro
+    if not query.is_cuda:  # twice as fast on a CPU, whose bfloat16 backward pass converts to float32 and back
         query, key, value = query.float(), key.float(), value.float()
     lengths = cu_seq_lens_q.diff().tolist()
     rows = []
@@ -79,7 +86,7 @@ def packed_attention(
 
 
 def _has_flash(query: torch.Tensor, value: torch.Tensor) -> bool:
-    """Whether FlashAttention takes these: half precision on an Ampere GPU or later, heads of one size up to 256."""
+    """Whether FlashAttention supports these: half precision, an Ampere GPU or later, heads of equal size up to 256."""
     if not query.is_cuda or query.dtype not in (torch.bfloat16, torch.float16):
         return False
     size = query.shape[-1]
@@ -87,7 +94,7 @@ def _has_flash(query: torch.Tensor, value: torch.Tensor) -> bool:
 
 
 def _window_mask(query: torch.Tensor, window: int | None) -> torch.Tensor | None:
-    """(tokens, tokens) of what a token sees, where a row is longer than the window."""
+    """(tokens, tokens), true where a token attends to another; None if the row is not longer than the window."""
     tokens = query.shape[2]
     if window is None or tokens <= window:
         return None
@@ -95,7 +102,7 @@ def _window_mask(query: torch.Tensor, window: int | None) -> torch.Tensor | None
 
 
 def _capped(query, key, value, mask, dropout, scaling, softcap) -> torch.Tensor:
-    """What scaled_dot_product_attention computes of one row, with capped scores."""
+    """scaled_dot_product_attention of one row with capped scores."""
     groups, tokens = query.shape[1] // key.shape[1], query.shape[2]
     key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
     scores = query @ key.transpose(2, 3) * (query.shape[3] ** -0.5 if scaling is None else scaling)
@@ -106,5 +113,5 @@ def _capped(query, key, value, mask, dropout, scaling, softcap) -> torch.Tensor:
     return torch.dropout(weights, dropout, train=True) @ value
 
 
-# Without a mask function of this name transformers builds no mask.
+# transformers builds no mask, because no mask function has this name.
 AttentionInterface.register(NAME, packed_attention)

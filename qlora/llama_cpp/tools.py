@@ -1,31 +1,30 @@
-"""llama.cpp's official tools: where they are, and running them.
+"""Find and run llama.cpp's official tools.
 
-`find` says where converter, quantizer and server are; `convert`, `imatrix` and `quantize` run them to the end.
+`find` says where they are; `convert`, `imatrix` and `quantize` run one to its end.
 """
 
-import ctypes
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from qlora.runtime import machine
+from qlora.runtime.console import Refusal
+from qlora.runtime.machine import cpu_count
+
 from tqdm import tqdm
 
-from qlora.runtime import cpus, user_cache
-from qlora.runtime.console import Refusal
-
-VERSION = "0.3.36"  # of the sdist llama-cpp-python, which carries the tree of llama.cpp
+VERSION = "0.3.36"  # of llama-cpp-python; its source distribution contains the tree of llama.cpp
 TOOLS = ("llama-quantize", "llama-imatrix", "llama-perplexity", "llama-server")
 CONVERTER = "convert_hf_to_gguf.py"
 
 
 @dataclass(frozen=True)
 class Tools:
-    """Where the tools are; `converter` is None beside a llama.cpp that was installed without it."""
+    """Where the tools are; `converter` is None if llama.cpp was installed without it."""
 
     quantize: Path
     imatrix: Path
@@ -44,7 +43,11 @@ def find() -> Tools:
     if own:
         folders = [Path(own).expanduser() / name for name in ("", "bin", "build/bin")]
     else:
-        folders = [*map(Path, os.get_exec_path()), cache_folder(cuda=gpu_is_present()) / "bin", cache_folder() / "bin"]
+        folders = [
+            *map(Path, os.get_exec_path()),
+            cache_folder(cuda=bool(machine.gpus())) / "bin",
+            cache_folder() / "bin",
+        ]
     for folder in folders:
         if all(shutil.which(name, path=str(folder)) for name in TOOLS):
             paths = [folder / name for name in TOOLS]
@@ -71,21 +74,12 @@ def _find_converter(binaries: Path) -> Path | None:
 
 def cache_folder(cuda: bool = False) -> Path:
     """The per-user folder, outside every repository, that holds this version's build."""
-    return user_cache.folder(f"llama.cpp-{VERSION}-{'cuda' if cuda else 'cpu'}")
+    return machine.cache_folder(f"llama.cpp-{VERSION}-{'cuda' if cuda else 'cpu'}")
 
 
 def converter_folder() -> Path:
     """The per-user folder that holds only the converter, for a llama.cpp that was installed without it."""
-    return user_cache.folder(f"llama.cpp-{VERSION}-converter")
-
-
-def gpu_is_present() -> bool:
-    """Whether NVIDIA's driver lists a GPU."""
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
-    except OSError:
-        return False
-    return listed.returncode == 0 and "GPU" in listed.stdout
+    return machine.cache_folder(f"llama.cpp-{VERSION}-converter")
 
 
 def convert(folder: Path, gguf: Path) -> None:
@@ -141,7 +135,7 @@ def imatrix(model: Path, text: Path, matrix: Path, context: int = 512, threads: 
 
     Args:
         model: The bfloat16 GGUF.
-        text: Rendered conversations, UTF-8; special tokens in it are read as such. At least two contexts long.
+        text: Rendered conversations in UTF-8, at least two contexts long; special tokens are read as such.
         matrix: The file to write.
         context: Tokens a chunk.
         threads: CPU threads; all CPUs that the process may use by default.
@@ -149,18 +143,18 @@ def imatrix(model: Path, text: Path, matrix: Path, context: int = 512, threads: 
     Raises:
         Refusal: with the tool's last lines if it fails.
     """
-    options = ["--parse-special", "--no-ppl", "--ctx-size", context, "--threads", threads or cpus.count()]
+    options = ["--parse-special", "--no-ppl", "--ctx-size", context, "--threads", threads or cpu_count()]
     run([find().imatrix, "--model", model, "--file", text, "--output", matrix, *options], "importance matrix")
 
 
 def quantize(model: Path, quantized: Path, type_: str, matrix: Path | None = None, threads: int | None = None) -> None:
-    """Write the GGUF `model` as `quantized`, of type `type_` (Q4_K_M, ...), weighed by the importance matrix if given.
+    """Write the GGUF `model` as `quantized`, of type `type_` (Q4_K_M, ...), weighted by the importance matrix if given.
 
     Raises:
         Refusal: with the tool's last lines if it fails.
     """
     options = ["--imatrix", matrix] if matrix else []
-    command = [find().quantize, *options, model, quantized, type_, threads or cpus.count()]
+    command = [find().quantize, *options, model, quantized, type_, threads or cpu_count()]
     run(command, f"quantize {type_}", r"\[\s*(\d+)/\s*(\d+)\]")
 
 
@@ -187,7 +181,7 @@ def run(
     output = ""
     mininterval = 0.5 if sys.stderr.isatty() else 30
     with (
-        start(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, environment=environment) as process,
+        machine.start(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, environment=environment) as process,
         tqdm(desc=doing, total=total, mininterval=mininterval, bar_format=None if step else "{desc} {elapsed}") as bar,
     ):
         try:
@@ -208,16 +202,6 @@ def run(
 
 
 def last_lines(text: str, count: int = 20) -> str:
-    """The last `count` lines of `text`, of what a progress line overwrote only the last state."""
+    """Last `count` lines of `text`, carriage-return progress collapsed."""
     lines = [line.rpartition("\r")[2] for line in text.replace("\r\n", "\n").strip().split("\n")]
     return "\n".join(lines[-count:])
-
-
-def start(command: list[str], environment: dict[str, str] | None = None, **options) -> subprocess.Popen:
-    """Start `command` so that it ends when this process ends, even by SIGKILL (Linux: parent-death signal)."""
-    options["env"] = environment or os.environ
-    if sys.platform == "linux":
-        prctl = ctypes.CDLL(None).prctl
-        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
-        options["preexec_fn"] = lambda: prctl(set_parent_death_signal, signal.SIGKILL)
-    return subprocess.Popen(command, **options)

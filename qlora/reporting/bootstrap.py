@@ -1,8 +1,8 @@
-"""Intervals for what was measured on test rows: the bootstrap over groups of rows.
+"""Confidence intervals of metrics on test rows: the bootstrap over groups of rows.
 
-Rows of one group (one schema, one conversation) are right or wrong together more often than others, so groups are
-drawn, not rows (the cluster bootstrap: Davison and Hinkley 1997, section 3.8). Two models that answered the same rows
-are compared row by row: what both find hard or easy drops out of the difference.
+Rows of one group (one schema, one conversation) are correlated, so groups are resampled, not rows (the cluster
+bootstrap: Davison and Hinkley 1997, section 3.8). Two models that answered the same rows are compared row by row, so
+rows that are hard or easy for both cancel out.
 """
 
 import math
@@ -14,7 +14,7 @@ import numpy as np
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
-DRAWN_AT_ONCE = 2_000_000  # groups, in all resamples of a block
+DRAWN_AT_ONCE = 2_000_000  # groups in all resamples of a block, to bound the memory
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,15 @@ class Interval:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether a difference is more than what drawing other groups would do to it."""
+        """Whether a difference is significant at 95 % confidence."""
         return self.low > 0 or self.high < 0
 
 
 def ratio(numerator: Sequence[float], denominator: Sequence[float], groups: Sequence[int], seed: int = 0) -> Interval:
     """The interval of sum(numerator) / sum(denominator) over rows.
 
-    A mean over rows has ones as denominator, a mean over tokens each row's tokens; for the paired difference of two
-    models the numerator is the difference of theirs.
+    The denominator is 1 for a mean over rows, and the row's tokens for a mean over tokens. For the paired difference of
+    two models, the numerator is the difference of their numerators.
 
     Args:
         numerator: One number a row.
@@ -62,26 +62,10 @@ def ratio(numerator: Sequence[float], denominator: Sequence[float], groups: Sequ
     return Interval(float(value), float(low), float(high))
 
 
-def rows_needed(difference: float, disagreement: float, power: float = 0.8) -> int:
-    """How many test rows show a paired difference of two rates, in `power` of all test sets, at 95 % confidence.
-
-    For rows that are independent of one another (Connor 1987, on McNemar's test); rows that share groups tell less.
-
-    Args:
-        difference: Of the two rates, such as 0.02 for 2 points.
-        disagreement: Share of the rows that exactly one of the two gets right; at least `difference`.
-        power: Probability that the difference is seen.
-    """
-    significant = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-    seen = NormalDist().inv_cdf(power)
-    spread = significant * math.sqrt(disagreement) + seen * math.sqrt(disagreement - difference**2)
-    return math.ceil((spread / difference) ** 2)
-
-
 def _tail(groups: int) -> float:
     """The share of resamples beyond each end of the interval.
 
-    Wider than 2.5 % where groups are few, as Student's t is wider than the normal distribution (the expanded percentile
+    Less than 2.5 % where groups are few, as Student's t is wider than the normal distribution (the expanded percentile
     interval: Hesterberg 2015, "What Teachers Should Know about the Bootstrap", section 4.2).
     """
     z, freedom = NormalDist().inv_cdf((1 + CONFIDENCE) / 2), groups - 1

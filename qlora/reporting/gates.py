@@ -1,18 +1,23 @@
-"""Gates: limits on what an artifact may measure (evaluate.gates in params.yaml), held against what it measured."""
+"""Gates: limits on an artifact's metrics (evaluate.gates in params.yaml), and whether they hold."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from qlora.recipe.params import AT_LEAST, parse_gate
+from qlora.recipe.metrics import METRICS, parse_gate
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A gate and what was found.
+    """A gate and what was measured.
 
-    name: ARTIFACT.METRIC, as in params.yaml; sign: ">=" or "<="; value: None where it was not measured; margin: how far
-    the value is on the right side of the limit, negative beyond it.
+    Attributes:
+        artifact: The artifact.
+        name: ARTIFACT.METRIC, as in params.yaml.
+        sign: ">=" or "<=".
+        limit: As in params.yaml.
+        value: None if it was not measured.
+        holds: Whether the value is on the right side of the limit, or at it.
     """
 
     artifact: str
@@ -20,20 +25,16 @@ class Checked:
     sign: str
     limit: float
     value: float | None
+    holds: bool
 
     @property
     def margin(self) -> float:
-        if self.value is None:
-            return math.nan
-        return self.value - self.limit if self.sign == ">=" else self.limit - self.value
-
-    @property
-    def holds(self) -> bool:
-        return self.margin >= -1e-9  # decimal fractions: 0.57 - 0.56 may be a hair below 0.01
+        """How far the value is on the right side of the limit; negative if the gate is broken."""
+        return _margin(self.sign, self.limit, self.value)
 
 
 def check(gates: Mapping[str, Mapping[str, float]], metrics: Mapping[str, Mapping[str, float]]) -> list[Checked]:
-    """Hold each gate (artifact -> metric -> limit) against the artifacts' metrics (artifact -> metric -> value)."""
+    """Check each gate (artifact -> name -> limit) against the artifacts' metrics (artifact -> metric -> value)."""
     checked = []
     for artifact, limits in gates.items():
         for name, limit in limits.items():
@@ -44,6 +45,14 @@ def check(gates: Mapping[str, Mapping[str, float]], metrics: Mapping[str, Mappin
                 value = (
                     None if value is None or before is None else value - before if change == "rise" else before - value
                 )
-            sign = ">=" if metric in AT_LEAST and not change else "<="
-            checked.append(Checked(artifact, f"{artifact}.{name}", sign, limit, value))
+            sign = ">=" if METRICS[metric].higher_is_better and not change else "<="
+            # Decimal fractions: 0.57 - 0.56 may be a little below 0.01.
+            holds = _margin(sign, limit, value) >= -1e-9
+            checked.append(Checked(artifact, f"{artifact}.{name}", sign, limit, value, holds))
     return checked
+
+
+def _margin(sign: str, limit: float, value: float | None) -> float:
+    if value is None:
+        return math.nan
+    return value - limit if sign == ">=" else limit - value

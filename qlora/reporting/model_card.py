@@ -1,9 +1,10 @@
-"""The model card: what the served files are, made from what, how good, and how to run them, as the hub lays it out."""
+"""The model card in the hub's format: what the served files are, what they were made from, and how good they are."""
 
 import hashlib
 from pathlib import Path
 
-from qlora.recipe.params import VLLM_TYPES, Params
+from qlora.recipe.artifacts import VLLM_TYPES
+from qlora.recipe.schema import Params
 
 EMBEDDED_SOURCE = "HuggingFaceTB/SmolLM2-135M-Instruct"  # what the package's model is on the hub
 

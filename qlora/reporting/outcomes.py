@@ -1,71 +1,77 @@
-"""What each artifact did on each test row: as far as differences between artifacts and experiments need it.
+"""What each artifact did on each test row: the numbers that differences between experiments are computed from.
 
-`report` writes it to metrics/rows.json, one row a line. That file is in Git, so two commits can be compared row by row
-without the models, the answers or DVC's cache.
+`report` writes it to plots/rows.csv, one line for each artifact and row. That file is in Git, so two commits can be
+compared row by row without the models, the answers or DVC's cache.
 """
 
 import hashlib
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from qlora.reporting import bootstrap
 from qlora.reporting.bootstrap import Interval
 from qlora.runtime.console import Refusal
 from qlora.runtime.outputs import write_text
 
-PATH = Path("metrics/rows.json")
-# Measure -> what is summed over rows, and over how many of what ("": over rows).
+import numpy as np
+import pandas
+
+PATH = Path("plots/rows.csv")
+# Metric -> the columns of its numerator and denominator; JUDGED and ROWS count rows.
+JUDGED, ROWS = "judged", "rows"
 MEASURES = {
-    "execution_accuracy": ("right", "judged"),
-    "loss": ("nll", "tokens"),
-    "next_token_accuracy": ("top1", "tokens"),
-    "stop_rate": ("stopped", ""),
+    "execution_accuracy": ("execution_accuracy", JUDGED),
+    "loss": ("nll", "supervised"),
+    "next_token_accuracy": ("top1", "supervised"),
+    "stop_rate": ("stopped", ROWS),
 }
-COLUMNS = ("right", "nll", "top1", "stopped")  # of each artifact
+# For each artifact and row: id ("file:line"), digest of the messages, number of the group, supervised tokens, and the
+# numerators. execution_accuracy is empty where nothing was judged: for chat, and where the gold query cannot be.
+COLUMNS = ["artifact", "id", "digest", "group", "supervised", "execution_accuracy", "nll", "top1", "stopped"]
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Of each test row, in the rows' order, and of each artifact on it.
+    """The outcomes of all artifacts, by artifact and then by row; `frame` has COLUMNS."""
 
-    test_set: hash of the rows; ids, groups (numbered), tokens (supervised): one a row; artifacts: name -> column ->
-    one number a row. `right` is None where SQL was not judged: for chat, and where the gold query is no measure.
-    """
+    frame: pandas.DataFrame
 
-    test_set: str
-    ids: list[str]
-    groups: list[int]
-    tokens: list[int]
-    artifacts: dict[str, dict[str, list]]
+    @property
+    def artifacts(self) -> list[str]:
+        return list(self.frame["artifact"].unique())
 
-    def has(self, artifact: str, measure: str) -> bool:
-        """Whether the measure exists: SQL is not judged in chats."""
-        column, _ = MEASURES[measure]
-        return artifact in self.artifacts and any(value is not None for value in self.artifacts[artifact][column])
+    def of(self, artifact: str) -> pandas.DataFrame:
+        """The lines of one artifact, one a test row."""
+        return self.frame[self.frame["artifact"] == artifact]
 
-    def interval(self, artifact: str, measure: str) -> Interval:
-        """The measure with its interval."""
-        return bootstrap.ratio(*self.sums(artifact, measure), self.groups)
+    @property
+    def rows(self) -> pandas.DataFrame:
+        """The test rows: id, digest, group and supervised tokens."""
+        return self.of(self.artifacts[0])[["id", "digest", "group", "supervised"]].reset_index(drop=True)
 
-    def difference(self, before: str, after: str, measure: str) -> Interval:
-        """How much more `after` measures than `before`, on the same rows, with the interval of that difference."""
-        first, weights = self.sums(before, measure)
-        second, _ = self.sums(after, measure)
-        return bootstrap.ratio(second - first, weights, self.groups)
+    def has(self, artifact: str, metric: str) -> bool:
+        """Whether the artifact has this metric; SQL is not judged in chats."""
+        return bool(self.of(artifact)[MEASURES[metric][0]].notna().any())
 
-    def sums(self, artifact: str, measure: str) -> tuple[np.ndarray, np.ndarray]:
-        """Numerator and denominator of the measure, one number a row each."""
-        column, weight = MEASURES[measure]
-        values = self.artifacts[artifact][column]
-        weights = {
-            "judged": [value is not None for value in values],
-            "tokens": self.tokens,
-            "": np.ones(len(values)),
-        }
-        return np.array([value or 0 for value in values], float), np.array(weights[weight], float)
+    def interval(self, artifact: str, metric: str) -> Interval:
+        """The metric with its interval."""
+        return bootstrap.ratio(*self.sums(artifact, metric), self.rows["group"])
+
+    def difference(self, before: str, after: str, metric: str) -> Interval:
+        """The metric of `after` minus that of `before` on the same rows, with its interval."""
+        first, weights = self.sums(before, metric)
+        second, _ = self.sums(after, metric)
+        return bootstrap.ratio(second - first, weights, self.rows["group"])
+
+    def sums(self, artifact: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
+        """Numerator and denominator of the metric, one number a row each."""
+        numerator, denominator = MEASURES[metric]
+        lines = self.of(artifact)
+        values = lines[numerator]
+        weights = {JUDGED: values.notna(), ROWS: values.notna()}.get(denominator, lines.get(denominator))
+        return values.fillna(0).to_numpy(float), weights.to_numpy(float)
 
 
 def collect(rows: list[dict], predictions: dict[str, list[dict]]) -> Outcomes:
@@ -79,47 +85,36 @@ def collect(rows: list[dict], predictions: dict[str, list[dict]]) -> Outcomes:
             raise Refusal(
                 f"results/predictions/{artifact}.jsonl answers other rows: run `dvc repro evaluate@{artifact}`"
             )
-    numbers: dict[str, int] = {}
-    content = json.dumps([row["messages"] for row in rows], ensure_ascii=False)
-    return Outcomes(
-        test_set=hashlib.sha256(content.encode()).hexdigest()[:16],
-        ids=[row["id"] for row in rows],
-        groups=[numbers.setdefault(row["group"], len(numbers)) for row in rows],
-        tokens=[answer["supervised"] for answer in next(iter(predictions.values()))],
-        artifacts={artifact: _columns(answers) for artifact, answers in predictions.items()},
-    )
+    groups: dict[str, int] = {}
+    facts = [
+        {"id": row["id"], "digest": _digest(row), "group": groups.setdefault(row["group"], len(groups))} for row in rows
+    ]
+    lines = [
+        {"execution_accuracy": None, **fact, **{name: answer[name] for name in COLUMNS if name in answer}}
+        | {"artifact": artifact}
+        for artifact, answers in predictions.items()
+        for fact, answer in zip(facts, answers, strict=True)
+    ]
+    frame = pandas.DataFrame(lines, columns=COLUMNS)
+    return Outcomes(frame.astype({"execution_accuracy": "Int64", "stopped": int}))
 
 
-def _columns(answers: list[dict]) -> dict[str, list]:
-    """One artifact's columns."""
-    return {
-        "right": [int(answer["strict"]) if answer.get("judged") else None for answer in answers],
-        "nll": [answer["nll"] for answer in answers],
-        "top1": [answer["top1"] for answer in answers],
-        "stopped": [int(answer["stopped"]) for answer in answers],
-    }
+def _digest(row: dict) -> str:
+    content = json.dumps(row["messages"], ensure_ascii=False)
+    return hashlib.sha256(content.encode()).hexdigest()[:8]
 
 
 def write(outcomes: Outcomes, path: Path = PATH) -> None:
-    """Write one row a line, so that Git's diff shows which changed; all in lists, which `dvc metrics` leaves out."""
-    heads = [f"{artifact} {column}" for artifact in outcomes.artifacts for column in COLUMNS]
-    columns = [values[column] for values in outcomes.artifacts.values() for column in COLUMNS]
-    rows = zip(outcomes.ids, outcomes.groups, outcomes.tokens, *columns, strict=True)
-    lines = [json.dumps(line, ensure_ascii=False) for line in (["id", "group", "tokens", *heads], *map(list, rows))]
-    test_set = json.dumps([outcomes.test_set])
-    write_text(path, f'{{"test_set": {test_set},\n "rows": [\n' + ",\n".join(lines) + "\n]}\n")
+    write_text(path, outcomes.frame.round({"nll": 3}).to_csv(index=False))
 
 
 def parse(text: str) -> Outcomes:
-    """What `write` wrote."""
-    content = json.loads(text)
-    heads, *rows = content["rows"]
-    columns = {head: [row[at] for row in rows] for at, head in enumerate(heads)}
-    artifacts = list(dict.fromkeys(head.rpartition(" ")[0] for head in heads[3:]))
-    return Outcomes(
-        test_set=content["test_set"][0],
-        ids=columns["id"],
-        groups=columns["group"],
-        tokens=columns["tokens"],
-        artifacts={name: {column: columns[f"{name} {column}"] for column in COLUMNS} for name in artifacts},
-    )
+    """Read what `write` wrote.
+
+    Raises:
+        ValueError: if it has other columns.
+    """
+    frame = pandas.read_csv(io.StringIO(text), dtype={"digest": str, "id": str, "execution_accuracy": "Int64"})
+    if list(frame.columns) != COLUMNS:
+        raise ValueError(f"its columns are {', '.join(frame.columns)}")
+    return Outcomes(frame)

@@ -1,4 +1,4 @@
-"""Files of JSON objects, one a line."""
+"""JSON Lines files: one JSON object on each line."""
 
 import json
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ def read(path: Path) -> Iterator[tuple[int, dict]]:
         Refusal: if the file is missing or not UTF-8, or a line is no JSON object.
     """
     try:
-        # Not str.splitlines: that also splits at separators which JSON allows inside a text.
+        # Not str.splitlines, which also splits at separators that JSON allows inside a string.
         with path.open(encoding="utf-8-sig", newline="\n") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
@@ -23,15 +23,6 @@ def read(path: Path) -> Iterator[tuple[int, dict]]:
         raise Refusal(f"there is no file {path}") from None
     except UnicodeDecodeError as error:
         raise Refusal(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
-
-
-def evenly(path: Path, count: int) -> Iterator[str]:
-    """At most `count` lines of the file, evenly spaced over it; the file is never held in memory."""
-    with path.open(encoding="utf-8") as file:
-        lines = sum(1 for _ in file)
-        file.seek(0)
-        picked = {i * lines // count for i in range(count)}
-        yield from (line for i, line in enumerate(file) if i in picked)
 
 
 def _object(path: Path, number: int, line: str) -> dict:

@@ -1,10 +1,11 @@
-"""What a person sees of a stage: one clear sentence when it cannot go on, and a short summary when it is done."""
+"""What a person sees of a program here: one sentence when it cannot go on, a short summary when it is done."""
 
-import ctypes
 import errno
 import signal
 import sys
 from collections.abc import Callable
+
+from qlora.runtime.machine import end_with_parent
 
 FULL_GPU = (
     "error: the GPU's memory is full: end other programs on it, or let this stage take the CPU, which is slower, with "
@@ -17,22 +18,20 @@ FULL_MEMORY = (
 
 
 class Refusal(Exception):
-    """A sentence for the user: what is wrong, where, and what to do about it.
+    """One sentence for the user: what is wrong, where, and what to do about it.
 
-    Raised wherever a stage finds that it cannot go on; `run_stage` prints it and exits with status 1.
+    `run_stage` prints it and exits with status 1.
     """
 
 
 def run_stage(main: Callable[[], None]) -> None:
-    """Run a stage's `main` and turn what ends it early into one sentence and a non-zero exit status.
+    """Run the `main` of a stage or tool; turn what ends it early into one sentence and a non-zero exit status.
 
-    SIGTERM (a spot machine's notice, `kill`) is handled as Ctrl-C is: the stage unwinds, so that what was half
-    written is removed. Any other exception is a defect of this project and keeps its traceback.
+    SIGTERM (a spot machine's notice, `kill`) raises KeyboardInterrupt as Ctrl-C does: the program unwinds and removes
+    half-written outputs. Any other exception is a defect of this project and keeps its traceback.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if sys.platform == "linux":  # if DVC is killed, do not go on behind the back of its next run
-        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+    end_with_parent(signal.SIGTERM)  # if DVC is killed, this stage must not write beside DVC's next run
     try:
         main()
     except Refusal as refusal:

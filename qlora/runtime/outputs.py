@@ -1,4 +1,4 @@
-"""Outputs that appear whole or not at all: written beside their place, then renamed into it."""
+"""Outputs that appear whole or not at all: written beside their place, then renamed. Full disks in one sentence."""
 
 import errno
 import json
@@ -10,14 +10,24 @@ from pathlib import Path
 
 from qlora.runtime.console import Refusal
 
-FULL = 1 << 20  # bytes: less is no room for anything that is written here
+FULL = 1 << 20  # bytes; a disk with less free counts as full
+
+
+def check_disk(what: str, needed: float, folder: Path) -> None:
+    """Raise Refusal unless the disk of `folder` has `needed` bytes free for `what`."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise Refusal(
+            f"{what} needs {needed / 1e9:.1f} GB under {folder}, and {free / 1e9:.1f} GB are free; make room "
+            "(`make gc` frees what no branch, tag or experiment needs)"
+        )
 
 
 @contextmanager
 def room_in(folder: Path) -> Iterator[None]:
-    """Say that the disk of `folder` is full if that is why the block fails.
+    """Raise Refusal if the block fails because the disk of `folder` is full.
 
-    Libraries and tools each fail in their own way when a disk is full, and few name the reason; so the disk is asked.
+    Libraries fail in many ways on a full disk and few name the reason, so this looks at the free space itself.
 
     Raises:
         Refusal: if the disk is full.
@@ -25,17 +35,17 @@ def room_in(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        said = os.strerror(errno.ENOSPC) in str(error)  # safetensors', whose file is gone again by now
-        if said or shutil.disk_usage(folder).free < FULL:
+        named = os.strerror(errno.ENOSPC) in str(error)  # by safetensors, which has removed its file by now
+        if named or shutil.disk_usage(folder).free < FULL:
             raise Refusal(f"the disk is full (while writing {folder}): free some space and run again") from None
         raise
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `path` that becomes `path` when the block ends well and vanishes when it does not.
+    """Yield an empty folder beside `path`; rename it to `path` if the block succeeds, else remove it.
 
-    What a killed run left half written is removed first.
+    Removes first what a killed run left half written.
     """
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

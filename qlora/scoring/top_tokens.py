@@ -1,8 +1,7 @@
-"""How far two artifacts' predictions of the same tokens lie apart: KL divergence, and how often their first choice is
-the same.
+"""The distance between two artifacts' predictions of the same tokens: KL divergence and the share of equal top tokens.
 
-For each supervised token of the test rows, `evaluate` keeps the artifact's most probable ids with their
-log-probabilities, whatever runs it, so any two artifacts can be compared afterwards and none needs another's weights.
+For each supervised token of the test rows, `evaluate` keeps the most probable ids with their log-probabilities. So any
+two artifacts can be compared afterwards, without their weights.
 """
 
 import io
@@ -10,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from qlora.runtime.outputs import write_bytes
 
-COUNT = 64  # ids kept a token; all others hold 0.2 % of the probability after fine-tuning on SQL, 3 % before
-SMALLEST = 1e-7  # probability: less is rounding error of what was summed
+import numpy as np
+
+COUNT = 64  # ids kept a token; the others together have 0.2 % of the probability after SQL fine-tuning, 3 % before
+SMALLEST = 1e-7  # probability; less is rounding error
 BLOCK = 1024  # tokens compared at once
 
 
@@ -23,8 +22,9 @@ BLOCK = 1024  # tokens compared at once
 class Top:
     """The most probable next tokens at some positions.
 
-    ids: (positions, COUNT) int32, most probable first; logprobs: the same shape, float32, natural logarithm of the
-    full softmax.
+    Attributes:
+        ids: (positions, COUNT) int32, most probable first.
+        logprobs: (positions, COUNT) float32, natural logarithm of the full softmax.
     """
 
     ids: np.ndarray
@@ -35,7 +35,7 @@ class Top:
 
 
 def save(path: Path, rows: Sequence[Top]) -> None:
-    """Write the positions of all rows, one row behind the other."""
+    """Write the positions of all rows, concatenated."""
     buffer = io.BytesIO()
     ids = np.concatenate([row.ids for row in rows])
     np.savez_compressed(buffer, ids=ids, logprobs=np.concatenate([row.logprobs for row in rows]))
@@ -48,10 +48,10 @@ def load(path: Path) -> Top:
 
 
 def kl_divergence(p: Top, q: Top) -> np.ndarray:
-    """KL(p || q) at each position, in nats, where p is what q should be.
+    """KL(p || q) at each position, in nats; p is the reference.
 
-    Ids that both keep are compared one by one, all others as one event, so this is a lower bound (the data-processing
-    inequality), close where what is left out is improbable.
+    Ids that both keep are compared one by one and all others as one event, so this is a lower bound (data-processing
+    inequality). It is close where the others are improbable.
 
     Returns:
         (positions,) float64, not negative.
@@ -75,5 +75,5 @@ def _kl_divergence(p: Top, q: Top, block: slice) -> np.ndarray:
 
 
 def same_top(p: Top, q: Top) -> np.ndarray:
-    """Whether the most probable id is the same, at each position: (positions,) bool."""
+    """Whether the most probable ids are equal, at each position: (positions,) bool."""
     return p.ids[:, 0] == q.ids[:, 0]

@@ -1,44 +1,100 @@
-"""Answers and teacher-forced scores of a transformers model, in batches of rows that begin alike where there are such.
+"""Answers and teacher-forced scores by transformers, in batches of rows with a common prefix.
 
-The prompts of one schema differ in their last line only. What they share goes through the model once, and the keys and
-values that it leaves are handed to each of them.
+The prompts of one schema differ in their last line only. Their common prefix goes through the model once, and each of
+them continues from its keys and values.
 """
 
+import itertools
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from pathlib import Path
 from typing import TypeVar
 
+from qlora.processes import group
+from qlora.recipe.artifacts import Artifact
+from qlora.recipe.schema import Params
+from qlora.rows.chat import Chat
+from qlora.rows.loss_mask import IGNORED, Encoded
+from qlora.scoring.results import TIMED_PROMPTS, Answer, Results, Score, count_tokens, median_after_warm_up, peak_memory
+from qlora.scoring.top_tokens import COUNT, Top
+
 import torch
+from tqdm import tqdm
 from transformers import Cache, GenerationConfig, PreTrainedModel
 
-from qlora.rows.chat import IGNORED, Encoded
-from qlora.scoring import top_tokens as distance
-from qlora.scoring.top_tokens import Top
-
-SCORED_TOKENS = 2048  # in a batch of teacher-forced scoring: its logits are (tokens, vocabulary) at most
+SCORED_TOKENS = 2048  # of a batch of teacher-forced scoring; its logits are (tokens, vocabulary) at most
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Answer:
-    """Generated token ids without the stop token, and whether the model stopped by itself."""
+def load(artifact: Artifact, base: Path) -> PreTrainedModel:
+    """An artifact as a transformers model that is ready to answer.
 
-    ids: list[int]
-    stopped: bool
+    Args:
+        artifact: One that transformers answers for.
+        base: Folder of the base model.
+    """
+    from qlora.weights import compressed, loading  # bitsandbytes takes seconds to import; a GGUF needs none of it
+
+    if artifact.name == "base":
+        model = loading.load_plain(base, torch.bfloat16)
+    elif artifact.name == "adapter":
+        model = loading.load_base(base, loading.read_quantization(artifact.folder))
+        loading.dequantize(model)
+        model = loading.load_adapter(model, artifact.folder)
+    elif artifact.name == "merged":
+        model = loading.load_plain(artifact.folder, torch.bfloat16)
+    else:
+        model = compressed.load(artifact.folder)
+    return model.eval()
 
 
-@dataclass(frozen=True)
-class Score:
-    """Of one row's supervised tokens: their number, summed negative log-likelihood (nats), how many had rank 1, and
-    what was most probable at each."""
+def processes_for(artifact: Artifact, base: Path) -> int:
+    """How many processes share the test rows: one for each visible GPU if each can hold the artifact, else one."""
+    gpus = torch.cuda.device_count()
+    if gpus > 1 and artifact.name != "adapter":  # which stays in 4 bits if memory is short
+        from qlora.weights import loading
 
-    tokens: int
-    nll: float
-    top1: int
-    top: Top
+        needed = loading.plain_bytes(base if artifact.name == "base" else artifact.folder, torch.bfloat16)
+        if needed > min(torch.cuda.get_device_properties(gpu).total_memory for gpu in range(gpus)):
+            return 1  # the model then goes to the CPU, whose memory would not hold several
+    return max(1, gpus)
+
+
+def run(model: PreTrainedModel, rows: Sequence[Encoded], chat: Chat, params: Params) -> Results:
+    """Answers and teacher-forced scores of `rows`, by all processes that share them. Every process must call this.
+
+    Raises:
+        torch.OutOfMemoryError: if the memory does not suffice for one row.
+    """
+    settings, here = params.evaluate, group.state()
+    prompts = [row.input_ids[: row.prompt_length] for row in rows]
+    waited = [seconds_to_first_token(model, prompt) for prompt in prompts[:1] + prompts[:TIMED_PROMPTS]]
+    shares_ = shares([row.input_ids for row in rows], here.num_processes)
+    share = shares_[here.process_index]
+    with tqdm(total=len(share), desc="answering", unit=" rows") as bar:
+        answers, seconds = generate(
+            model,
+            [prompts[at] for at in share],
+            chat.stops,
+            chat.pad,
+            settings.max_new_tokens,
+            settings.batch_size,
+            bar.update,
+        )
+    with tqdm(total=len(share), desc="scoring tokens", unit=" rows") as bar:
+        scores = score(model, [rows[at] for at in share], bar.update)
+    peak = torch.cuda.max_memory_allocated() if model.device.type == "cuda" else peak_memory(os.getpid())
+    parts = group.gathered((list(zip(answers, scores, strict=True)), seconds, peak or 0))
+    done, seconds, peaks = zip(*parts, strict=True)
+    chain = itertools.chain.from_iterable
+    by_row = dict(zip(chain(shares_), chain(done), strict=True))
+    answers, scores = zip(*(by_row[at] for at in range(len(rows))), strict=True)
+    speed = count_tokens(answers) / max(seconds)
+    return Results(list(answers), list(scores), speed, median_after_warm_up(waited), max(peaks) or None)
 
 
 def generate(
@@ -52,8 +108,7 @@ def generate(
 ) -> tuple[list[Answer], float]:
     """Greedy answers to `prompts` (token ids), in their order, and the seconds that generating took.
 
-    The longest prompt is in the first batch: if the memory does not suffice, that shows at once, and all batches
-    are halved.
+    The longest prompt is in the first batch, so too little memory shows at once.
     """
     settings = GenerationConfig(
         do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=list(stops), pad_token_id=pad
@@ -70,25 +125,27 @@ def generate(
 def _in_batches(
     run: Callable[[list[int]], list[T]], batches: list[list[int]], progress: Callable[[int], None]
 ) -> list[T]:
-    """What `run` returns of each index in `batches`, in the indices' order.
+    """Call `run` on each batch of indices; return the results in the order of the indices.
 
-    Where the memory does not suffice for a batch, it and all that are still to come are halved.
+    If the memory does not suffice for a batch, it and all later ones are halved.
 
     Raises:
-        torch.OutOfMemoryError: if it does not suffice for one row.
+        torch.OutOfMemoryError: if the memory does not suffice for one row.
     """
     done: dict[int, T] = {}
     while batches:
         batch, *rest = batches
+        fits = True
         try:
             done |= zip(batch, run(batch), strict=True)
         except torch.OutOfMemoryError:
             if len(batch) == 1:
                 raise
-        if batch[0] in done:
+            fits = False
+        if fits:
             batches = rest
             progress(len(batch))
-        else:  # outside of the handler: what it handles holds on to the memory
+        else:  # not in the handler, where the exception keeps the memory alive
             torch.cuda.empty_cache()
             batches = [half for batch in batches for half in _halves(batch) if half]
     return [done[at] for at in sorted(done)]
@@ -102,7 +159,7 @@ def _halves(batch: list[int]) -> tuple[list[int], list[int]]:
 @torch.inference_mode()
 def _generate_batch(model: PreTrainedModel, prompts: list[Sequence[int]], settings: GenerationConfig) -> list[Answer]:
     pad = settings.pad_token_id
-    read = read_starts(model, prompts, pad)
+    read = read_prefixes(model, prompts, pad)
     rest = [list(prompt[length:]) for prompt, length in zip(prompts, read.lengths, strict=True)]
     width = max(map(len, rest))
     ids = torch.tensor([[pad] * (width - len(part)) + part for part in rest], device=model.device)
@@ -122,28 +179,33 @@ def _generate_batch(model: PreTrainedModel, prompts: list[Sequence[int]], settin
 
 
 def families(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Indices of prompts of which each shares at least half with the first of its list; the longest prompt's list goes
-    first."""
+    """Group the prompts by a common prefix: each shares at least half of its ids with the first of its group.
+
+    Returns:
+        Groups of indices; the group with the longest prompt comes first.
+    """
     found: list[list[int]] = []
     for at in sorted(range(len(prompts)), key=lambda at: prompts[at]):
         if found:
             first = prompts[found[-1][0]]
-            if 2 * len(shared_start([first, prompts[at]])) >= max(len(first), len(prompts[at])):
+            if 2 * len(common_prefix([first, prompts[at]])) >= max(len(first), len(prompts[at])):
                 found[-1].append(at)
                 continue
         found.append([at])
     return sorted(found, key=lambda family: -max(len(prompts[at]) for at in family))
 
 
-def shared_start(rows: Sequence[Sequence[int]]) -> Sequence[int]:
-    """The longest start that all rows have."""
+def common_prefix(rows: Sequence[Sequence[int]]) -> Sequence[int]:
+    """The longest common prefix of the rows."""
     same = takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False))
     return rows[0][: sum(1 for _ in same)]
 
 
 def shares(rows: Sequence[Sequence[int]], count: int) -> list[list[int]]:
-    """Indices of `rows` (token ids) for each of `count` processes: about equally many tokens, and rows that begin alike
-    together, but for a family that two share."""
+    """Indices of `rows` (token ids) for each of `count` processes.
+
+    Each gets about equally many tokens; rows with a common prefix stay together, except where two processes share one.
+    """
     dealt: list[list[int]] = [[] for _ in range(count)]
     total, before = sum(map(len, rows)), 0
     for at in sorted(range(len(rows)), key=lambda at: rows[at]):
@@ -153,9 +215,15 @@ def shares(rows: Sequence[Sequence[int]], count: int) -> list[list[int]]:
 
 
 @dataclass(frozen=True)
-class Read:
-    """What a model has read of some prompts: its cache, one line a prompt, and the ids and mask of what is no padding,
-    both (prompts, tokens); `lengths`: how many ids of each prompt it has read."""
+class Prefixes:
+    """The prefixes of some prompts after a forward pass.
+
+    Attributes:
+        cache: Keys and values, one line a prompt.
+        ids: Token ids, (prompts, tokens), padded on the left.
+        mask: 1 where `ids` is not padding, (prompts, tokens).
+        lengths: Ids of each prompt that are in the cache.
+    """
 
     cache: Cache
     ids: torch.Tensor
@@ -163,12 +231,12 @@ class Read:
     lengths: list[int]
 
 
-def read_starts(model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad: int) -> Read:
-    """Let the model read how each prompt begins, once for all that begin alike; the last id of each is left."""
+def read_prefixes(model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad: int) -> Prefixes:
+    """Compute keys and values of common prefixes once each; at least the last id of each prompt is left over."""
     starts, start_of = [], {}
     for family in families(prompts):
         start_of |= dict.fromkeys(family, len(starts))
-        starts.append(shared_start([prompts[at][:-1] for at in family]))
+        starts.append(common_prefix([prompts[at][:-1] for at in family]))
     width = max(map(len, starts))
     blanks = [width - len(start) for start in starts]
     ids = [[pad] * blank + list(start) for blank, start in zip(blanks, starts, strict=True)]
@@ -179,11 +247,11 @@ def read_starts(model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad: i
     ).past_key_values
     lines = torch.tensor([start_of[at] for at in range(len(prompts))], device=model.device)
     cache.batch_select_indices(lines)
-    return Read(cache, ids[lines], mask[lines], mask[lines].sum(1).tolist())
+    return Prefixes(cache, ids[lines], mask[lines], mask[lines].sum(1).tolist())
 
 
 def positions(mask: torch.Tensor) -> torch.Tensor:
-    """Each token's place in its row, padding left out: (rows, tokens)."""
+    """Position ids (rows, tokens) of left-padded rows."""
     return (mask.cumsum(1) - 1).clamp(min=0)
 
 
@@ -194,7 +262,7 @@ def score(model: PreTrainedModel, rows: Sequence[Encoded], progress: Callable[[i
 
 
 def score_batches(rows: Sequence[Encoded]) -> list[list[int]]:
-    """Batches of indices of rows, those that begin alike together, that have SCORED_TOKENS or are one row."""
+    """Prefix-sorted batches of row indices, of at most SCORED_TOKENS padded tokens or one row."""
     batches: list[list[int]] = [[]]
     for at in (at for family in families([row.input_ids for row in rows]) for at in family):
         longest = max(len(rows[other].input_ids) for other in [*batches[-1], at])
@@ -207,7 +275,7 @@ def score_batches(rows: Sequence[Encoded]) -> list[list[int]]:
 def _score_batch(model: PreTrainedModel, rows: list[Encoded]) -> list[Score]:
     # Position t predicts token t + 1, and the first token of a row is never supervised.
     where = [[at for at, label in enumerate(row.labels) if label != IGNORED] for row in rows]
-    read = read_starts(model, [row.input_ids[: at[0]] for row, at in zip(rows, where, strict=True)], pad=0)
+    read = read_prefixes(model, [row.input_ids[: at[0]] for row, at in zip(rows, where, strict=True)], pad=0)
     rest = [row.input_ids[length:] for row, length in zip(rows, read.lengths, strict=True)]
     width = max(map(len, rest))
     ids = torch.tensor([part + [0] * (width - len(part)) for part in rest], device=model.device)
@@ -227,7 +295,7 @@ def _score_batch(model: PreTrainedModel, rows: list[Encoded]) -> list[Score]:
         log_probs = torch.log_softmax(line[at - 1 - length - first].float(), dim=-1)
         gold = torch.tensor(row.input_ids, device=line.device)[at]
         nll = -log_probs.gather(1, gold[:, None]).sum()
-        best = log_probs.topk(min(distance.COUNT, log_probs.shape[1]), sorted=True)
+        best = log_probs.topk(min(COUNT, log_probs.shape[1]), sorted=True)
         top = Top(best.indices.int().cpu().numpy(), best.values.cpu().numpy())
         scores.append(Score(len(at), float(nll), int((best.indices[:, 0] == gold).sum()), top))
     return scores
@@ -235,7 +303,7 @@ def _score_batch(model: PreTrainedModel, rows: list[Encoded]) -> list[Score]:
 
 @torch.inference_mode()
 def seconds_to_first_token(model: PreTrainedModel, prompt: Sequence[int]) -> float:
-    """From a prompt (token ids), alone in its batch, to the first id of its answer."""
+    """Seconds from a prompt (token ids), alone in its batch, to the first id of its answer."""
     begin = time.monotonic()
     model(torch.tensor([list(prompt)], device=model.device), logits_to_keep=1).logits.argmax().item()
     return time.monotonic() - begin

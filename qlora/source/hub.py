@@ -1,4 +1,4 @@
-"""The hub: a repository's files at one commit, or one sentence that says why they cannot be had."""
+"""The hub: a repository's files at one commit, or one sentence that says why they are not available."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -10,17 +10,17 @@ from qlora.runtime.console import Refusal
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 Kind = Literal["model", "dataset"]
-COPIES = ["consolidated*"]  # the same weights once more, in a format of their maker's
+COPIES = ["consolidated*"]  # the same weights again, in the maker's own format
 SECTION = {"model": "model", "dataset": "data"}  # of params.yaml
 FIELD = {"model": "model.id", "dataset": "data.source"}
 NOUN = {"model": "model", "dataset": "data set"}
 
 
 def download(kind: Kind, name: str, revision: str | None, patterns: Sequence[str] | None = None) -> Path:
-    """The folder with the files (those that match `patterns`) of exactly this commit; from the cache if they are there.
+    """The folder with the files of exactly this commit that match `patterns`; from the cache if it has them.
 
     Raises:
-        Refusal: as `explained` and `check_pinned`; of a hub that cannot be reached, with what the cache lacks.
+        Refusal: as from `explained` and `check_pinned`; if the hub cannot be reached, with what the cache lacks.
     """
     import httpx
     from huggingface_hub import errors, snapshot_download
@@ -31,15 +31,17 @@ def download(kind: Kind, name: str, revision: str | None, patterns: Sequence[str
         try:
             return Path(snapshot_download(name, **files))
         except (httpx.TransportError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
-            folder = Path(snapshot_download(name, **files, local_files_only=True))  # raises if it is known to lack some
+            folder = Path(
+                snapshot_download(name, **files, local_files_only=True)
+            )  # raises if the cache is known to lack some
     if kind == "model" and not any(folder.glob("*.safetensors")):
         raise _unreachable(kind, name, revision, "in the local cache without its weights,")
     # Fetched by an older huggingface_hub, or file by file.
-    raise _unreachable(kind, name, revision, f"in the local cache ({folder}) without the list that says if it is all,")
+    raise _unreachable(kind, name, revision, f"in the local cache ({folder}) without a list of all its files,")
 
 
 def check_pinned(kind: Kind, name: str, revision: str | None) -> None:
-    """Raise Refusal if `revision` is no commit: with the commit to pin, for which the hub is asked."""
+    """Raise Refusal if `revision` is not a commit; it names the commit to pin, which the hub tells."""
     if COMMIT.fullmatch(revision or ""):
         return
     from huggingface_hub import HfApi
@@ -54,7 +56,7 @@ def check_pinned(kind: Kind, name: str, revision: str | None) -> None:
 
 @contextmanager
 def explained(kind: Kind, name: str, revision: str | None) -> Iterator[None]:
-    """Turn what goes wrong with the hub inside the block into a sentence.
+    """Turn the hub's errors inside the block into one sentence.
 
     Raises:
         Refusal: if the repository or commit does not exist, a licence or token is missing, or the hub is unreachable.

@@ -1,72 +1,73 @@
-"""How a training run goes through the device that is there: laid out before it, and made lighter if that is too much.
+"""A training run's layout: chosen before the run starts, and replaced by a lighter one if memory runs out.
 
-Training and the plan before it (`make plan`) share this. What is decided here changes memory and speed, never what a
-step learns from.
+Training and `make plan` share this. Layouts differ in memory and speed, never in what a step learns from.
 """
 
 import functools
 import gc
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
+
+from qlora.processes.launch import StartAgain
+from qlora.recipe.schema import Lora, Train
+from qlora.runtime.console import Refusal
+from qlora.training import memory, packing
+from qlora.training.device import Device
+from qlora.training.memory import MemoryPlan, Shape
 
 import torch
 
-from qlora.processes import several
-from qlora.recipe.params import Lora, Train
-from qlora.runtime.console import Refusal
-from qlora.training import memory_plan, packing
-from qlora.training.device import Device
-from qlora.training.memory_plan import MemoryPlan, Shape
-
 CPU_PACK_TOKENS = 1024
 CPU_EFFICIENCY = 0.7  # of the rate on large matrix products, with the default recipe on 2 cores
-LIGHTER = 0.9  # what a plan that did not fit may take at the next try, as a share of what it was predicted to take
+LIGHTER = 0.9  # the next plan's limit after memory ran out, as a share of the last plan's predicted peak
 
 T = TypeVar("T")
 
 
 class TooLarge(Exception):
-    """In one of several processes the memory did not suffice; all of them raise it, but where they share the model."""
+    """Raised in all DDP processes when one runs out of memory; FSDP uses StartAgain."""
 
 
 def shape_of(skeleton, lora: Lora) -> Shape:
-    """What the memory of a run with this adapter depends on, read off the model without weights."""
-    return memory_plan.shape_of(skeleton, lora.r, lora.target_modules, getattr(torch, lora.dtype).itemsize)
-
-
-def lay_out(shape: Shape, lengths: Sequence[int], train: Train, device: Device, free: int | None = None) -> MemoryPlan:
-    """The fastest layout that fits, compiled or plain.
+    """The sizes of a model and its adapter.
 
     Args:
-        shape: of model and adapter.
-        lengths: tokens of each training row.
-        train: the parameters that have a say.
-        device: what to fit the run to.
-        free: bytes that it may take, if not all that `device` has.
+        skeleton: The model without weights.
+        lora: The adapter's parameters.
+    """
+    return memory.shape_of(skeleton, lora.r, lora.target_modules, getattr(torch, lora.dtype).itemsize)
+
+
+def lay_out(shape: Shape, lengths: Sequence[int], train: Train, device: Device) -> MemoryPlan:
+    """The fastest layout that fits, with compiled or plain layers.
+
+    Args:
+        shape: Of model and adapter.
+        lengths: Tokens of each training row.
+        train: Batch size, memory, micro_batch_tokens, compile and optimizer.
+        device: The run's devices.
 
     Raises:
-        Refusal: if nothing fits on the GPU (a CPU is not asked: its memory can be swapped), or there has to be one.
+        Refusal: if nothing fits on the GPU (a CPU's memory is not checked: it can swap), or a parameter needs a GPU.
     """
     fixed = None if train.micro_batch_tokens == "auto" else train.micro_batch_tokens
     if not device.is_gpu and train.optimizer == "paged_adamw_8bit":
         raise Refusal("train.optimizer: paged_adamw_8bit needs a GPU, and there is none; set it to adamw")
     if not device.is_gpu:
-        return memory_plan.predict_on_cpu(shape, fixed or max(CPU_PACK_TOKENS, *lengths), train.optimizer)
-    steps = step_tokens(lengths, train)
-    largest = max(max(lengths), -(-max(steps) // device.count))
-    limits = memory_plan.pack_lengths(max(lengths), largest) if fixed is None else [fixed]
+        return memory.predict_on_cpu(shape, fixed or max(CPU_PACK_TOKENS, *lengths), train.optimizer)
+    step_tokens = packing.plan(lengths, train).tokens
+    largest = max(max(lengths), -(-max(step_tokens) // device.count))
+    limits = memory.pack_lengths(max(lengths), largest) if fixed is None else [fixed]
     fitting = functools.partial(
-        memory_plan.choose,
+        memory.choose,
         shape,
-        device.free if free is None else free,
-        train.memory,
+        device,
+        train,
         max(lengths),
         largest,
-        train.optimizer,
-        device.rate,
         lengths=sorted({longest_pack(lengths, train, limit, device.count) for limit in limits}),
-        shards=device.count if device.sharded else 1,
     )
     if train.compile != "auto":
         return fitting(compiled=train.compile)
@@ -75,46 +76,39 @@ def lay_out(shape: Shape, lengths: Sequence[int], train: Train, device: Device, 
         plain = fitting(compiled=False)
     except Refusal:
         return fast
-    return min(fast, plain, key=lambda plan: seconds(shape, plan, steps, device))
+    return min(fast, plain, key=lambda plan: seconds(shape, plan, step_tokens, device))
 
 
 def longest_pack(lengths: Sequence[int], train: Train, limit: int, processes: int) -> int:
-    """Tokens of the longest pack of a run whose packs are to have at most `limit`; rows may not fill them."""
-    steps = packing.plan(lengths, train.batch_size, limit, train.epochs, train.max_steps, train.seed, processes)
-    return max(sum(lengths[row] for row in pack) for step in steps for pack in step)
+    """Tokens of a run's longest pack if packs hold at most `limit` tokens, which whole rows may not fill."""
+    return max(packing.plan(lengths, train, limit, processes).pack_tokens)
 
 
-def step_tokens(lengths: Sequence[int], train: Train) -> list[int]:
-    """Tokens of each optimizer step of a run."""
-    whole = packing.plan(lengths, train.batch_size, sum(lengths), train.epochs, train.max_steps, train.seed)
-    return [sum(lengths[row] for pack in step for row in pack) for step in whole]
-
-
-def seconds(shape: Shape, plan: MemoryPlan, steps: Sequence[int], device: Device) -> float:
-    """Seconds that training takes, compilation included; `steps` are the tokens of each."""
-    tokens = sum(steps) / device.count
+def seconds(shape: Shape, plan: MemoryPlan, step_tokens: Sequence[int], device: Device) -> float:
+    """Expected seconds of training, compilation included."""
+    tokens = sum(step_tokens) / device.count
     if device.is_gpu:
-        packs = sum(math.ceil(step / device.count / plan.pack_tokens) for step in steps)
-        return memory_plan.seconds(shape, plan, tokens, packs, device.rate)
+        packs = sum(math.ceil(step / device.count / plan.pack_tokens) for step in step_tokens)
+        return memory.seconds(shape, plan, tokens, packs, device.rate)
     return tokens * 2 * shape.quantized * 2 / (device.rate * CPU_EFFICIENCY)
 
 
-def describe(shape: Shape, plan: MemoryPlan, steps: Sequence[int], device: Device) -> dict[str, str]:
-    """The plan in words: how the run goes, how long, and what memory it takes; `steps` are the tokens of each."""
-    expected = seconds(shape, plan, steps, device)
+def describe(shape: Shape, plan: MemoryPlan, step_tokens: Sequence[int], device: Device) -> dict[str, str]:
+    """The layout, the time and the memory of a run, for people."""
+    expected = seconds(shape, plan, step_tokens, device)
     time = f"{expected / 60:.1f} minutes" if expected >= 60 else f"{expected:.0f} seconds"
     parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in plan.parts.items())
     each = " on each" if device.count > 1 else ""
     return {
         "layout": packs(shape, plan) if device.is_gpu else f"packs of at most {plan.pack_tokens:,} tokens",
-        "time": f"about {time} for {sum(steps):,} tokens"
-        + (f", {memory_plan.COMPILE_SECONDS:.0f} seconds of it for compilation" if plan.compiled else ""),
+        "time": f"about {time} for {sum(step_tokens):,} tokens"
+        + (f", {memory.COMPILE_SECONDS:.0f} seconds of it for compilation" if plan.compiled else ""),
         "memory": f"about {plan.peak / 1e9:.1f} GB of {device.free / 1e9:.1f} GB free{each} ({parts})",
     }
 
 
 def packs(shape: Shape, plan: MemoryPlan) -> str:
-    """How the rows go through a GPU, in words."""
+    """A GPU's layout, for people."""
     kind = "compiled" if plan.compiled else "plain"
     return (
         f"packs of at most {plan.pack_tokens:,} tokens, {kind} layers, {plan.recomputed_layers} of {shape.layers} "
@@ -125,16 +119,16 @@ def packs(shape: Shape, plan: MemoryPlan) -> str:
 def run_fitted(
     attempt: Callable[[MemoryPlan], T], shape: Shape, lengths: Sequence[int], train: Train, device: Device
 ) -> T:
-    """What `attempt` returns for the first plan whose memory suffices.
+    """Call `attempt` with the fastest plan, then with lighter ones until one fits; return its result.
 
-    Where it raises torch.OutOfMemoryError it is called again with a lighter plan: what is the fastest within a tenth
-    less memory, which is more recomputation first and shorter packs then. On several devices it has to raise TooLarge,
-    in every process: one alone cannot begin again while the others wait for it. Where they share the model the others
-    do not come to know of it, and all processes have to be started again.
+    A lighter plan is the fastest one with a tenth less memory: more checkpointed layers first, then shorter packs.
+    `attempt` raises torch.OutOfMemoryError when memory runs out. With several DDP processes it must raise TooLarge in
+    all of them, because one cannot start over while the others wait for it. With FSDP the others cannot be told, so all
+    processes are restarted.
 
     Raises:
         Refusal: if there is no lighter plan.
-        StartAgain: for `several.start`.
+        StartAgain: with FSDP, for `launch.start`.
     """
     plan = lay_out(shape, lengths, train, device)
     too_large = torch.OutOfMemoryError if device.count == 1 else TooLarge
@@ -142,10 +136,10 @@ def run_fitted(
         try:
             return attempt(plan)
         except too_large:
-            pass  # its traceback holds the model; it must be gone before the next one comes
-        lighter = int(plan.peak * LIGHTER / memory_plan.USABLE)
+            pass  # leaving the handler frees the model, which the traceback holds
+        lighter = int(plan.peak * LIGHTER / memory.USABLE)
         if device.sharded:
-            raise several.StartAgain(lighter)
+            raise StartAgain(lighter)
         gc.collect()
         torch._dynamo.reset()
         if torch.cuda.is_initialized():
@@ -153,10 +147,7 @@ def run_fitted(
             torch.cuda.reset_peak_memory_stats()
         tried = packs(shape, plan)
         try:
-            plan = lay_out(shape, lengths, train, device, lighter)
+            plan = lay_out(shape, lengths, train, replace(device, free=lighter))
         except Refusal as refusal:
             raise Refusal(f"the GPU's memory ran out in the lightest layout: {refusal}") from None
-        print(
-            f"the GPU's memory ran out with {tried}; trying a lighter layout",
-            flush=True,
-        )
+        print(f"the GPU's memory ran out with {tried}; trying a lighter layout", flush=True)

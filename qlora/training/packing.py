@@ -1,77 +1,110 @@
-"""Laying rows out for training: which rows an optimizer step sees, and in which packs they go through the model.
+"""Packing: which rows an optimizer step sees, and in which packs they go through the model.
 
-A pack is one sequence of several rows behind one another, whose position ids start at 0 with each row; the model's
-attention mask keeps them apart (Krell et al., "Efficient Sequence Packing without Cross-contamination", 2021,
-arXiv:2107.02027). A step's rows are drawn first and packed after, so the size of the packs changes memory and speed,
-and never what a step learns from.
+A pack is one sequence of concatenated rows whose position ids start at 0 with each row; the attention mask keeps the
+rows apart (Krell et al., "Efficient Sequence Packing without Cross-contamination", 2021, arXiv:2107.02027). A step's
+rows are drawn first and packed afterwards, so the size of the packs changes memory and speed, never what a step learns
+from.
 """
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from functools import cached_property
+
+from qlora.recipe.schema import Train
+from qlora.rows.loss_mask import IGNORED, Encoded
 
 import numpy as np
-import torch
+from datasets import Dataset
 
-from qlora.rows.chat import IGNORED, Encoded
-
-if TYPE_CHECKING:
-    from datasets import Dataset
+Pack = list[int]  # row numbers
 
 
-def plan(
-    lengths: Sequence[int],
-    batch_size: int,
-    pack_tokens: int,
-    epochs: float,
-    max_steps: int | None,
-    seed: int,
-    processes: int = 1,
-) -> list[list[list[int]]]:
+@dataclass(frozen=True)
+class Steps:
+    """The optimizer steps of a run.
+
+    Attributes:
+        steps: A list of packs for each step, equally many in all steps; a pack of a small step may be empty.
+        lengths: Tokens of each row.
+    """
+
+    steps: list[list[Pack]]
+    lengths: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    @property
+    def packs_a_step(self) -> int:
+        return len(self.steps[0])
+
+    @cached_property
+    def packs(self) -> list[Pack]:
+        """The packs of all steps, in order."""
+        return [pack for step in self.steps for pack in step]
+
+    @cached_property
+    def pack_tokens(self) -> list[int]:
+        """Tokens of each pack in `packs`."""
+        return [sum(self.lengths[row] for row in pack) for pack in self.packs]
+
+    @property
+    def longest_pack(self) -> int:
+        """Index in `packs` of the pack with the most tokens."""
+        return self.pack_tokens.index(max(self.pack_tokens))
+
+    @cached_property
+    def tokens(self) -> list[int]:
+        """Tokens of each step."""
+        return [sum(self.lengths[row] for pack in step for row in pack) for step in self.steps]
+
+    @property
+    def rows(self) -> int:
+        """Number of rows in all steps; a row that is seen in several epochs counts in each."""
+        return sum(map(len, self.packs))
+
+
+def plan(lengths: Sequence[int], train: Train, pack_tokens: int | None = None, processes: int = 1) -> Steps:
     """Lay out a training run.
 
+    The steps of an epoch differ by at most one row. A step's packs are balanced by tokens. Each process takes every
+    `processes`-th pack of a step, so all processes get about equally many tokens.
+
     Args:
-        lengths: tokens of each row, none above `pack_tokens`.
-        batch_size: rows a step; an epoch's last rows are spread so that its steps differ by one row at most.
-        pack_tokens: the most tokens in a pack.
-        epochs: passes over the rows, each in its own order; may be fractional.
-        max_steps: stop after that many steps, if it comes first.
-        seed: of the order.
-        processes: that share a step; its rows are the same for any number of them.
-
-    Returns:
-        Steps, each a list of packs, each a list of row numbers. All steps have the same number of packs (the trainer
-        accumulates a fixed number of gradients), balanced by tokens; a pack of a small step may be empty. Each process
-        takes one of `processes` packs behind one another, and in a step all of them take about equally many tokens.
+        lengths: Tokens of each row.
+        train: Batch size, epochs (may be fractional), max_steps and seed of the order.
+        pack_tokens: Largest number of tokens in a pack, at least those of the longest row; None for one pack a step.
+        processes: Number of processes that share a step; a step's rows do not depend on it.
     """
-    steps_per_epoch = math.ceil(len(lengths) / batch_size)
-    total = max(1, round(epochs * steps_per_epoch))
-    total = total if max_steps is None else min(total, max_steps)
-    steps: list[np.ndarray] = []
+    steps_per_epoch = math.ceil(len(lengths) / train.batch_size)
+    total = max(1, round(train.epochs * steps_per_epoch))
+    total = total if train.max_steps is None else min(total, train.max_steps)
+    rows_of_steps: list[np.ndarray] = []
     epoch = 0
-    while len(steps) < total:
-        order = np.random.default_rng([seed, epoch]).permutation(len(lengths))
-        steps += np.array_split(order, steps_per_epoch)
+    while len(rows_of_steps) < total:
+        order = np.random.default_rng([train.seed, epoch]).permutation(len(lengths))
+        rows_of_steps += np.array_split(order, steps_per_epoch)
         epoch += 1
-    steps = steps[:total]
 
-    packs_each = 1
-    packed: list[list[list[int]]] = []
-    while len(packed) < total:
-        rows = steps[len(packed)]
-        shares = [balance(share, lengths, packs_each) for share in balance(rows.tolist(), lengths, processes)]
+    packs_each = 1  # packs of a process in a step
+    steps: list[list[Pack]] = []
+    while len(steps) < total:
+        rows = rows_of_steps[len(steps)].tolist()
+        shares = [balance(share, lengths, packs_each) for share in balance(rows, lengths, processes)]
         packs = [pack for together in zip(*shares, strict=True) for pack in together]
-        if max(sum(lengths[row] for row in pack) for pack in packs) > pack_tokens:
-            packs_each += 1  # too many tokens for so few packs: start over with one more
-            packed = []
+        if pack_tokens is not None and max(sum(lengths[row] for row in pack) for pack in packs) > pack_tokens:
+            packs_each += 1  # too few packs for this step's tokens: start over, because all steps have equally many
+            steps = []
         else:
-            packed.append(packs)
-    return packed
+            steps.append(packs)
+    return Steps(steps, lengths)
 
 
-def balance(rows: Sequence[int], lengths: Sequence[int], packs: int) -> list[list[int]]:
-    """Deal rows into `packs` lists of about equal tokens: longest first, each to the emptiest (Graham's LPT rule)."""
-    dealt: list[list[int]] = [[] for _ in range(packs)]
+def balance(rows: Sequence[int], lengths: Sequence[int], packs: int) -> list[Pack]:
+    """Divide rows into `packs` packs of about equal tokens: each row, longest first, goes to the pack with the fewest
+    tokens (Graham's LPT rule)."""
+    dealt: list[Pack] = [[] for _ in range(packs)]
     filled = [0] * packs
     for row in sorted(rows, key=lambda row: (-lengths[row], row)):
         emptiest = filled.index(min(filled))
@@ -80,7 +113,7 @@ def balance(rows: Sequence[int], lengths: Sequence[int], packs: int) -> list[lis
     return dealt
 
 
-def pack_evaluation(lengths: Sequence[int], pack_tokens: int) -> list[list[int]]:
+def pack_evaluation(lengths: Sequence[int], pack_tokens: int) -> list[Pack]:
     """Packs of at most `pack_tokens` tokens that hold each row once."""
     packs = max(1, math.ceil(sum(lengths) / pack_tokens))
     while max(sum(lengths[row] for row in pack) for pack in balance(range(len(lengths)), lengths, packs)) > pack_tokens:
@@ -88,15 +121,14 @@ def pack_evaluation(lengths: Sequence[int], pack_tokens: int) -> list[list[int]]
     return [pack for pack in balance(range(len(lengths)), lengths, packs) if pack]
 
 
-def pack_dataset(packs: Sequence[Sequence[int]], encoded: Sequence[Encoded], pad_token_id: int) -> "Dataset":
-    """A data set with one pack an example, put together when it is asked for.
+def pack_dataset(packs: Sequence[Pack], encoded: Sequence[Encoded], pad_token_id: int) -> Dataset:
+    """A data set with one pack an example, whose rows are concatenated on access.
 
-    Each example has `input_ids` and `labels` (equally long lists) and `seq_lengths` (the rows' lengths), as trl's
-    padding-free collator takes them. An empty pack becomes one pad token without a label.
+    An example has the columns of trl's padding-free collator: `input_ids` and `labels` (equally long lists) and
+    `seq_lengths` (the rows' lengths). An empty pack becomes one pad token without loss.
     """
-    from datasets import Dataset  # only training needs it, and it takes a second to import
 
-    def assemble(batch: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
+    def concatenate(batch: dict[str, list[Pack]]) -> dict[str, list[list[int]]]:
         examples: dict[str, list[list[int]]] = {"input_ids": [], "labels": [], "seq_lengths": []}
         for rows in batch["rows"]:
             members = [encoded[row] for row in rows] or [Encoded([pad_token_id], [IGNORED])]
@@ -105,18 +137,4 @@ def pack_dataset(packs: Sequence[Sequence[int]], encoded: Sequence[Encoded], pad
             examples["seq_lengths"].append([len(row.input_ids) for row in members])
         return examples
 
-    return Dataset.from_dict({"rows": list(map(list, packs))}).with_transform(assemble)
-
-
-def pack_tensors(rows: Sequence[Encoded], device: torch.device) -> dict[str, torch.Tensor | bool]:
-    """One pack as keyword arguments of the model's forward: input_ids and position_ids, both (1, tokens).
-
-    transformers keeps the rows apart only where there is no key-value cache, which it would make by default.
-    """
-    ids = [token for row in rows for token in row.input_ids]
-    positions = [at for row in rows for at in range(len(row.input_ids))]
-    return {
-        "input_ids": torch.tensor([ids], device=device),
-        "position_ids": torch.tensor([positions], device=device),
-        "use_cache": False,
-    }
+    return Dataset.from_dict({"rows": list(map(list, packs))}).with_transform(concatenate)

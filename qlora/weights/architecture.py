@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from qlora.runtime.console import Refusal
+
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-
-from qlora.runtime.console import Refusal
 
 LAYERS = "model.layers"  # where the decoder layers are
 FIELDS = (

@@ -1,17 +1,17 @@
-"""What vLLM serves in 4 bits: which models can be stored so, and how transformers reads what llm-compressor wrote.
+"""Models in vLLM's 4-bit format: which architectures fit it, and how transformers reads what llm-compressor wrote.
 
-W4A16 in the compressed-tensors format: each linear layer but the output head as 4-bit integers, of which each
-`group_size` in a row share a scale; activations stay in 16 bits.
+W4A16 in the compressed-tensors format: 4-bit integers in each linear layer but the output head, one scale for each
+`group_size` of them in a row; activations stay in 16 bits.
 """
 
 from importlib.util import find_spec
 from pathlib import Path
 
+from qlora.runtime.console import Refusal
+from qlora.weights import loading
+
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, CompressedTensorsConfig, PreTrainedModel
-
-from qlora.runtime.console import Refusal
-from qlora.weights import loading as models
 
 HEAD = "lm_head"
 
@@ -39,19 +39,17 @@ def linear_layers(skeleton: PreTrainedModel) -> dict[str, torch.nn.Linear]:
 
 
 def load(folder: Path) -> PreTrainedModel:
-    """The model in `folder` with plain bfloat16 weights that hold what the 4 bits stand for.
-
-    On the GPU if it fits there with a tenth to spare.
+    """The model in `folder`, decompressed to bfloat16, on the GPU if it fits there with a tenth to spare.
 
     Raises:
         Refusal: if the package that reads the format is not installed.
     """
     if find_spec("compressed_tensors") is None:
         raise Refusal(f"{folder} needs compressed-tensors, which is not installed: run `make llm-compressor`")
-    fits = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > models.plain_bytes(folder, torch.bfloat16)
+    fits = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > loading.plain_bytes(folder, torch.bfloat16)
     return AutoModelForCausalLM.from_pretrained(
         folder,
-        attn_implementation=models.attention_implementation(AutoConfig.from_pretrained(folder)),
+        attn_implementation=loading.attention_implementation(AutoConfig.from_pretrained(folder)),
         dtype=torch.bfloat16,
         quantization_config=CompressedTensorsConfig(dequantize=True),
         device_map={"": torch.cuda.current_device() if fits else "cpu"},

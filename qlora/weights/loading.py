@@ -1,18 +1,18 @@
-"""Loading models: in 4 bits, as training and the scoring of the adapter need them; plain."""
+"""Load models: in 4 bits, for training and for scoring the adapter, or plain."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from qlora.recipe.schema import Lora, Quantization
+from qlora.runtime.console import Refusal
+from qlora.runtime.machine import available_memory
+from qlora.weights.architecture import skeleton
 
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
-
-from qlora.recipe.params import Lora, Quantization
-from qlora.runtime.console import Refusal
-from qlora.training.device import available_memory
-from qlora.weights.architecture import skeleton
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -23,9 +23,9 @@ QUANTIZATION = "quantization.json"
 def quantization_config(quantization: Quantization, sharded: bool = False) -> BitsAndBytesConfig:
     """QLoRA's storage: 4-bit blocks, doubly quantized scales (Dettmers et al. 2023, arXiv:2305.14314, section 3).
 
-    What is to be `sharded` is kept in words of 32 bits, since FSDP shards floating point numbers only. Shorter ones
-    would not do: on a GPU it copies them by way of float32, which makes one of all words that read as NaN; in bfloat16
-    that is one in 1,300, and half as large an error as quantization itself.
+    FSDP shards floating point tensors only, so with `sharded` the codes are stored as float32 words. Shorter words
+    would be corrupted: FSDP copies them through float32 on a GPU, which turns every word that reads as NaN into the
+    same NaN. In bfloat16 that is one word in 1,300, an error half as large as that of quantization.
     """
     return BitsAndBytesConfig(
         load_in_4bit=True,
@@ -37,7 +37,7 @@ def quantization_config(quantization: Quantization, sharded: bool = False) -> Bi
 
 
 def read_quantization(adapter: Path) -> Quantization:
-    """How the weights were stored that the adapter was trained on; it belongs to the adapter, so it lies beside it."""
+    """The quantization of the weights that the adapter was trained on, recorded in the adapter's folder."""
     return Quantization.model_validate_json((adapter / QUANTIZATION).read_text(encoding="utf-8"))
 
 
@@ -50,10 +50,15 @@ def load_base(
 ) -> PreTrainedModel:
     """Load the model in `folder` with its linear layers in 4 bits, on this process's GPU if there is one.
 
-    No `prepare_model_for_kbit_training`: its upcast of norms, embeddings and head to float32 costs gigabytes and time
-    and is not needed when everything else is bfloat16. `attention`: an implementation to take, instead of the one that
-    suits the model. A `config` of fewer layers loads just those. What is to be `sharded` over GPUs stays in the CPU's
-    memory until then, so that no GPU ever holds the whole model.
+    PEFT's `prepare_model_for_kbit_training` is left out: it casts norms, embeddings and head to float32, which costs
+    gigabytes and time, and is not needed when everything else is bfloat16.
+
+    Args:
+        folder: A transformers folder.
+        quantization: Type, double quantization and compute dtype.
+        attention: The attention implementation; by default the one that suits the model.
+        config: Load the layers of this config only, if it has fewer.
+        sharded: FSDP will shard the model: keep it in the CPU's memory, so that no GPU ever holds all of it.
 
     Raises:
         Refusal: if the weights cannot be read.
@@ -69,17 +74,20 @@ def load_base(
     )
     for layer in model.modules():
         if isinstance(layer, Linear4bit):
-            # On some CPUs bitsandbytes repacks the weights when it sees inference, and does not undo that when
-            # training goes on: after the first validation gradients would be wrong, and steps ten times slower.
+            # On some CPUs bitsandbytes repacks the weights for inference and does not undo that for training: after
+            # the first validation gradients would be wrong and steps ten times slower.
             layer.support_avx512bf16_for_cpu = False
     return model
 
 
 def dequantize(model: PreTrainedModel) -> bool:
-    """Let each 4-bit layer of `model` be a plain one with the values that its 4 bits stand for, if the memory holds it.
+    """Replace each 4-bit layer of `model` by a plain one with the dequantized weights, if the memory holds them.
 
-    For generating, which reads every weight for every token and would dequantize it every time. Where plain weights do
-    not fit all stays as it is: slower, the same numbers.
+    For generating, which reads every weight for every token and would dequantize it every time. If the memory does not
+    hold them nothing changes: the model is slower and computes the same numbers.
+
+    Returns:
+        Whether the layers were replaced.
     """
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Linear4bit)}
     needed = 0
@@ -100,24 +108,24 @@ def dequantize(model: PreTrainedModel) -> bool:
 def load_plain(folder: Path, dtype: torch.dtype, config: PreTrainedConfig | None = None) -> PreTrainedModel:
     """Load the model in `folder` without quantization, on the GPU if it fits there with a tenth to spare.
 
-    A `config` of fewer layers loads just those. Raises Refusal if the weights cannot be read.
+    With a `config` of fewer layers only those are loaded. Raises Refusal if the weights cannot be read.
     """
     fits = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > plain_bytes(folder, dtype, config)
     return _load(folder, config, None, dtype=dtype, device_map={"": torch.cuda.current_device() if fits else "cpu"})
 
 
 def plain_bytes(folder: Path, dtype: torch.dtype, config: PreTrainedConfig | None = None) -> int:
-    """Bytes that the model in `folder` takes without quantization, whatever it is stored in, with a tenth to spare.
+    """Bytes that the model in `folder` takes in `dtype` without quantization, plus a tenth to spare.
 
-    With a `config` of fewer layers, what those take.
+    With a `config` of fewer layers only those are counted.
     """
     return int(1.1 * dtype.itemsize * sum(parameter.numel() for parameter in skeleton(folder, config).parameters()))
 
 
 def load_adapter(model: PreTrainedModel, adapter: Path) -> "PeftModel":
-    """`model` with the adapter on it, in the model's precision, in which training multiplies, too.
+    """`model` with the adapter, whose weights are cast to the model's dtype, in which training multiplies, too.
 
-    PEFT's default, float32, would cost half as much time again. Raises Refusal if its weights cannot be read.
+    PEFT's default, float32, would take 1.5 times as long. Raises Refusal if the adapter's weights cannot be read.
     """
     from peft import PeftModel  # a second to import, which the plain models do not need
 
@@ -128,8 +136,10 @@ def load_adapter(model: PreTrainedModel, adapter: Path) -> "PeftModel":
 
 
 def attention_implementation(config: PreTrainedConfig) -> str | None:
-    """The attention that computes what this model defines, None for transformers' choice: that, PyTorch's own, leaves
-    out the cap of Gemma 2's scores (`qlora.kernels.packed_attention`) without a word."""
+    """The attention implementation that computes what this model defines; None for transformers' default.
+
+    The default, PyTorch's own, silently leaves out the soft cap of Gemma 2's attention scores.
+    """
     return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else None
 
 

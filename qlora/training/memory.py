@@ -1,54 +1,55 @@
-"""How much GPU memory a training run needs, and how to lay it out so that it fits and is fast.
+"""The memory plan: the peak GPU memory of a training run, and the fastest layout that fits.
 
-Nothing here touches a GPU. The shares are counted from the model's shape; the constants are fitted to peaks measured
-on an H200 with Llama-3-8B, Mistral-7B and Llama-2-13B shapes (`benchmarks/train_speed.py`), within 10 %.
+Nothing here uses a GPU. Sizes follow from the model's shape. The constants are fitted to peaks measured on an H200 with
+the shapes of Llama-3-8B, Mistral-7B and Llama-2-13B (`benchmarks/train_speed.py`); predictions are within 10 %.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+
+from qlora.recipe.schema import Train
+from qlora.runtime.console import Refusal
+from qlora.training.device import Device
+from qlora.weights import architecture
 
 from torch import nn
 from transformers import PreTrainedConfig
 
-from qlora.runtime.console import Refusal
-from qlora.weights import architecture
-
 BF16 = 2  # bytes
-NF4 = 0.5 + 1 / 64 + 4 / 64 / 256  # bytes a weight: 4 bits, an 8-bit scale for 64, a 32-bit scale for 256 of those
-HEAD_CHUNK = 32768  # vocabulary entries of which trl computes the logits at once
-USABLE = 0.92  # of the free memory: the allocator cannot place everything without gaps
+NF4 = 0.5 + 1 / 64 + 4 / 64 / 256  # bytes a weight: 4 bits, an 8-bit scale for 64, a 32-bit scale for 256 scales
+HEAD_CHUNK = 32768  # vocabulary entries for which trl computes logits at once
+USABLE = 0.92  # of the free memory; the rest is lost to fragmentation
 PACK_TOKENS = (16384, 8192, 4096, 3072, 2048, 1536, 1024, 768, 512)
 
-# Speeds, relative to the matrix products of one forward pass through a token (as fitted on the H200).
+# Speeds, relative to the matrix products of one token's forward pass, fitted on the H200.
 RECOMPUTED = 0.73  # recomputing a layer repeats its products, except the last
-PACK_COST = 400  # tokens whose forward pass takes as long as what is paid once a pack: dequantization, launches
-GATHER_COST = 600  # the same for fetching the layers of a sharded model, over NVLink
+PACK_COST = 400  # fixed cost of a pack (dequantization, launches), in tokens of a forward pass
+GATHER_COST = 600  # fixed cost of gathering a sharded model's layers over NVLink, in the same unit
 FAST_EFFICIENCY = 0.60  # of the GPU's rate on large matrix products
 PLAIN_EFFICIENCY = 0.33
-COMPILE_SECONDS = 20.0  # both graphs and both lengths: 16 measured on 16 cores with nothing cached, 9 in later runs
-# Seconds that Python takes to start a layer's work of one pack, forward and back: a small model's or a short pack's GPU
-# waits for it (5 to 9 ms compiled, by host, and 17 ms plain).
+COMPILE_SECONDS = 20.0  # two graphs for two lengths; 16 measured on 16 cores with empty caches, 9 in later runs
+# Seconds that Python takes to launch one layer's kernels for one pack, forward and backward. A small model or a short
+# pack makes the GPU wait for it (5 to 9 ms compiled, depending on the host; 17 ms plain).
 FAST_LAUNCH = 0.006
 PLAIN_LAUNCH = 0.017
 
-# On a CPU activations are in 32 bits, all are kept and nothing is fused: with the default recipe 3.9 GB were measured.
+# On a CPU activations are float32, all are kept and nothing is fused; measured with the default recipe: 3.9 GB.
 CPU_ACTIVATIONS = 8
 CPU_LIBRARIES = 10**9  # bytes
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What the memory of a run depends on. Widths are in elements."""
+    """The sizes of a model and its adapter that decide a run's memory. Widths are in elements."""
 
     layers: int
     hidden: int
     query: int  # heads times head size
-    key_value: int  # of keys alone, or values
+    key_value: int  # width of the keys, and of the values
     intermediate: int
     vocabulary: int
     quantized: int  # weights of the linear layers
-    unquantized: int  # all others: embeddings, head, norms
+    unquantized: int  # all other weights: embeddings, head, norms
     largest: int  # weights of the largest linear layer
     trainable: int
     trainable_bytes: int  # a weight
@@ -59,13 +60,13 @@ class Shape:
 
     @property
     def kept(self) -> int:
-        """Elements a token that a layer keeps for the backward pass if it recomputes norms and activations only."""
+        """Elements a token that a layer keeps for backward if it recomputes only norms and activation functions."""
         return 2 * self.hidden + 2 * self.query + 2 * self.key_value + 2 * self.intermediate
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """A layout, and the peak memory that it is predicted to need, in bytes."""
+    """A layout of a run, and its predicted peak memory in bytes."""
 
     pack_tokens: int
     recomputed_layers: int
@@ -75,33 +76,36 @@ class MemoryPlan:
     optimizer: int
     activations: int
     logits: int
-    libraries: int = 0  # code and their own buffers; on a GPU they are there before its free memory is asked for
+    libraries: int = 0  # code and buffers; on a GPU these are loaded before the free memory is read
     shards: int = 1  # devices that share the layers
 
     @property
     def parts(self) -> dict[str, int]:
-        """Bytes by part. Logits and the activations of a backward pass are never there at the same time, so
-        `activations` is what is kept beside the larger of the two, plus what exceeds it."""
+        """Bytes by part.
+
+        A layer's backward pass and the head's logits are never live at once, so the peak counts the larger of the two:
+        activations = kept + backward; logits = max(0, head - backward).
+        """
         names = ("weights", "adapter", "optimizer", "activations", "logits", "libraries")
         return {name: getattr(self, name) for name in names if getattr(self, name)}
 
     @property
     def peak(self) -> int:
-        """All parts together."""
+        """Sum of all parts."""
         return sum(self.parts.values())
 
 
 def shape_of(skeleton: nn.Module, r: int, target_modules: str | list[str], trainable_bytes: int = BF16) -> Shape:
-    """Read a shape off a model; one on the meta device will do.
+    """The sizes of a model and its adapter.
 
     Args:
-        skeleton: a causal language model, whose linear layers all become 4-bit except for the head.
-        r: rank of the adapter.
-        target_modules: last parts of the names of the layers that get an adapter, or "all-linear".
-        trainable_bytes: of a weight of the adapter, of its gradient and of each of its moments in AdamW.
+        skeleton: A causal language model, on any device; all its linear layers but the head are to be 4-bit.
+        r: Rank of the adapter.
+        target_modules: The adapted layers, by the last parts of their names, or "all-linear".
+        trainable_bytes: Bytes of one adapter weight, of its gradient, and of each of its moments in AdamW.
 
     Raises:
-        Refusal: if the model is not built as training takes it.
+        Refusal: if training does not support the architecture.
     """
     architecture.check(skeleton)
     config: PreTrainedConfig = skeleton.config
@@ -139,13 +143,14 @@ def predict(
     """The peak memory of a layout.
 
     Args:
-        shape: of model and adapter.
-        pack_tokens: tokens that go through the model at once.
-        recomputed_layers: layers that keep their input alone (see `qlora.kernels.compiled_layers.speed_up`).
+        shape: Of model and adapter.
+        pack_tokens: Tokens of a pack (a micro-batch).
+        recomputed_layers: Layers with activation checkpointing, which keep only their input
+            (`qlora.kernels.compiled_layers.speed_up`).
         optimizer: "adamw" or "paged_adamw_8bit".
-        compiled: the fast path, or the plain one (which recomputes all layers and keeps intermediate results apart).
-        shards: devices that share the layers; each has all of the rest (embeddings, head, scales of the 4-bit weights),
-            and besides its share the whole of the layer that computes and of the one that is fetched meanwhile.
+        compiled: Compiled layers, or plain ones, which checkpoint all activations and fuse nothing.
+        shards: Devices that share the layers. Each also holds the embeddings, the head, the scales of all 4-bit
+            weights, and two whole layers: the one being computed and the one being gathered.
     """
     codes, scales = shape.quantized / 2, shape.quantized * (NF4 - 0.5)
     layer = (codes + shape.trainable * shape.trainable_bytes) / shape.layers
@@ -154,14 +159,14 @@ def predict(
     token = pack_tokens * BF16
     if compiled:
         kept_layers = shape.layers - recomputed_layers
-        # A recomputed layer's results are there while its gradients are computed, when those of the others are gone.
+        # During backward at most one recomputed layer's activations are live.
         kept = recomputed_layers * shape.hidden + max(kept_layers, 1) * shape.kept
         working = 2 * shape.intermediate + 3 * shape.hidden
     else:
         kept = shape.layers * shape.hidden
         working = 5 * shape.intermediate + 8 * shape.hidden
     in_backward = token * working + shape.largest * BF16
-    # Of each position: its hidden state twice, and the gradient in 32 and 16 bits.
+    # For each token the hidden state twice, and its gradient in 32 and in 16 bits.
     in_head = min(pack_tokens, 4096) * HEAD_CHUNK * BF16 + token * 5 * shape.hidden
     return MemoryPlan(
         pack_tokens=pack_tokens,
@@ -177,80 +182,84 @@ def predict(
 
 
 def predict_on_cpu(shape: Shape, pack_tokens: int, optimizer: str) -> MemoryPlan:
-    """The peak memory of training on a CPU, where nothing is recomputed."""
+    """The peak memory of training on a CPU, without activation checkpointing."""
     plan = replace(predict(shape, pack_tokens, 0, optimizer), compiled=False, libraries=CPU_LIBRARIES)
     return replace(plan, activations=CPU_ACTIVATIONS * plan.activations)
 
 
 def pack_lengths(longest_row: int, step_tokens: int) -> list[int]:
-    """Lengths of packs to choose from, where none need be longer than a step nor can be shorter than a row."""
+    """Candidate pack lengths: no shorter than the longest row, no longer than the largest step."""
     between = [length for length in PACK_TOKENS if longest_row < length < step_tokens]
     return sorted({*between, longest_row, max(longest_row, min(step_tokens, PACK_TOKENS[0]))})
 
 
 def choose(
     shape: Shape,
-    free: int,
-    memory: Literal["auto", "low", "high"],
+    device: Device,
+    train: Train,
     longest_row: int,
     step_tokens: int,
-    optimizer: str,
-    rate: float,
     compiled: bool = True,
     lengths: Sequence[int] | None = None,
-    shards: int = 1,
 ) -> MemoryPlan:
     """The fastest layout that fits.
 
     Args:
-        shape: of model and adapter.
-        free: bytes that the run may take, the model included.
-        memory: "low" takes no more than training without loss of speed in packs of 2,048 tokens needs; "high" never
-            recomputes a layer; "auto" trades the length of packs and the number of recomputed layers for speed.
-        longest_row: tokens of the longest row, which no pack can be shorter than.
-        step_tokens: tokens of the largest optimizer step, which no pack need be longer than.
-        optimizer: "adamw" or "paged_adamw_8bit".
-        rate: floating point operations a second of the GPU on large bf16 matrix products.
-        compiled: the fast path, or the plain one, which recomputes all layers whatever `memory` says.
-        lengths: of packs, to choose from; by default those of `pack_lengths`.
-        shards: devices that share the model.
+        shape: Of model and adapter.
+        device: Its free memory and rate; with `sharded`, also the number of devices that share the model.
+        train: Optimizer and memory. "low" checkpoints all layers, in packs of at most about 2,048 tokens; "high"
+            checkpoints none; "auto" chooses the fastest pack length and number of checkpointed layers.
+        longest_row: Tokens of the longest row; no pack can be shorter.
+        step_tokens: Tokens of the largest optimizer step; no pack need be longer.
+        compiled: Compiled layers, or plain ones, which checkpoint all layers whatever train.memory says.
+        lengths: Candidate pack lengths; by default those of `pack_lengths`.
 
     Raises:
         Refusal: if the longest row does not fit.
     """
     if lengths is None:
         lengths = pack_lengths(longest_row, step_tokens)
-    most = 2048 if memory == "low" else PACK_TOKENS[0]
+    most = 2048 if train.memory == "low" else PACK_TOKENS[0]
     nearest = min(lengths, key=lambda length: abs(length - most))
     lengths = [length for length in lengths if length <= nearest]
     levels = range(shape.layers + 1)
-    if memory == "low" or not compiled:
+    if train.memory == "low" or not compiled:
         levels = [shape.layers]
-    elif memory == "high":
+    elif train.memory == "high":
         levels = [0]
-    layouts = [predict(shape, length, level, optimizer, compiled, shards) for length in lengths for level in levels]
-    fitting = [layout for layout in layouts if layout.peak <= free * USABLE]
+    shards = device.count if device.sharded else 1
+    layouts = [
+        predict(shape, length, level, train.optimizer, compiled, shards) for length in lengths for level in levels
+    ]
+    fitting = [layout for layout in layouts if layout.peak <= device.free * USABLE]
     if not fitting:
         least = min(layouts, key=lambda layout: layout.peak)
         ways = [f"lower train.max_length (the longest row has {longest_row} tokens)"]
         ways += ["lower train.micro_batch_tokens"] if len(lengths) == 1 and lengths[0] > longest_row else []
-        ways += ["set train.memory to auto"] if memory == "high" else []
+        ways += ["set train.memory to auto"] if train.memory == "high" else []
         ways += [] if compiled else ["set train.compile to auto"]
         raise Refusal(
-            f"training needs about {least.peak / USABLE / 1e9:.1f} GB of GPU memory and {free / 1e9:.1f} GB are free: "
-            f"{', '.join(ways)} or choose a smaller model"
+            f"training needs about {least.peak / USABLE / 1e9:.1f} GB of GPU memory and {device.free / 1e9:.1f} GB are "
+            f"free: {', '.join(ways)} or choose a smaller model"
         )
-    many = 10**9  # tokens, beside which compilation is nothing
-    return min(fitting, key=lambda layout: seconds(shape, layout, many, many / layout.pack_tokens, rate))
+    many = 10**9  # tokens, so that compilation time is negligible
+    return min(fitting, key=lambda layout: seconds(shape, layout, many, many / layout.pack_tokens, device.rate))
 
 
 def seconds(shape: Shape, plan: MemoryPlan, tokens: float, packs: float, rate: float) -> float:
-    """Seconds that training on `tokens` tokens in `packs` packs takes, compilation included, where `rate` is the
-    floating point operations a second of the GPU on large bf16 matrix products."""
+    """Expected seconds of training on a GPU, compilation included.
+
+    Args:
+        shape: Of model and adapter.
+        plan: The layout.
+        tokens: Of all steps, on one device.
+        packs: Of all steps, on one device.
+        rate: Floating point operations a second of the GPU on large bf16 matrix products.
+    """
     work, launches = tokens * 2 * shape.quantized / rate, packs * shape.layers
     if not plan.compiled:
         return max(work * 3 / PLAIN_EFFICIENCY, launches * PLAIN_LAUNCH)
-    # Forward passes that a token costs: forward, backward, and what is repeated.
+    # In units of a forward pass: forward, backward (as much, without weight gradients), and recomputation.
     share = plan.recomputed_layers / shape.layers
     once = PACK_COST + (GATHER_COST if plan.shards > 1 else 0)
     passes = 2 + RECOMPUTED * share + (2 + share) * once / plan.pack_tokens

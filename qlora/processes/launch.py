@@ -1,8 +1,8 @@
-"""Several processes, one a GPU: how a stage starts itself in them, and what they agree on.
+"""Start a stage in several processes, one for each GPU, and report why one of them failed.
 
-The processes are Hugging Face accelerate's (`accelerate launch`, which is torchrun inside), told by arguments that
-follow from params.yaml, so there is no second file of settings. Several machines meet through torchrun's own variables:
-NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT, the same command on each. On a CPU the processes talk through gloo.
+Hugging Face accelerate starts the processes (`accelerate launch`, which uses torchrun), with arguments derived from
+params.yaml instead of a second settings file. Several machines run the same command and meet through torchrun's
+variables (NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT). On a CPU the processes communicate through gloo.
 """
 
 import logging
@@ -10,39 +10,30 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
-from datetime import timedelta
-from typing import TypeVar
+
+from qlora.recipe.schema import Train
+from qlora.runtime.console import Refusal, run_stage
 
 import torch
-from accelerate import PartialState
 from accelerate.commands.launch import launch_command, launch_command_parser
-from accelerate.utils import broadcast_object_list, gather_object
 from torch import distributed
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
 
-from qlora.recipe.params import Train
-from qlora.runtime.console import Refusal, run_stage
-from qlora.training import device
-from qlora.training.device import Device
-
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed")
-MEMORY_LIMIT = "QLORA_MEMORY_LIMIT"  # bytes of each GPU that a run may take, where it was started again with less
-PATIENCE = 10  # seconds that a process waits which has lost another, so that the other one's error is seen first
-
-T = TypeVar("T")
+MEMORY_LIMIT = "QLORA_MEMORY_LIMIT"  # environment variable: bytes of each GPU that a restarted run may use
+REPORT_DELAY = 10  # seconds to wait after losing a peer, so that its own error is reported first
 
 
 class StartAgain(Exception):
-    """Memory did not suffice in a process that others wait for: all have to start again, with so many bytes each."""
+    """Memory ran out in one FSDP process while the others wait for it: restart all with this limit in bytes."""
 
 
 def wanted(train: Train) -> int:
-    """Processes to start on this machine: train.devices, where auto is each GPU that is visible, or one CPU.
+    """Number of processes on this machine: train.devices, or for auto one for each visible GPU, or one on a CPU.
 
     Raises:
-        Refusal: if they cannot be had, or train.parallel makes no sense with them.
+        Refusal: if the machine has fewer devices, or train.parallel does not suit them.
     """
     gpus = torch.cuda.device_count()
     there = gpus or os.cpu_count() or 1
@@ -64,10 +55,10 @@ def wanted(train: Train) -> int:
 
 
 def machines() -> int:
-    """Machines that train together: 1 unless NNODES says more.
+    """Number of machines that train together: NNODES, 1 by default.
 
     Raises:
-        Refusal: if a variable that several machines need is missing or is no such number.
+        Refusal: if a variable that several machines need is missing or not a number.
     """
     count = os.environ.get("NNODES", "1")
     if not count.isdecimal() or int(count) == 0:
@@ -82,36 +73,26 @@ def machines() -> int:
     return int(count)
 
 
-def devices_here(train: Train) -> Device:
-    """What quantize-load-train would use on this machine, and on others like it if it is to run on several.
-
-    Raises:
-        Refusal: as `wanted` and `machines` do.
-    """
-    count = wanted(train) * machines()
-    one = device.gpu() if torch.cuda.is_available() else device.cpu()
-    if count == 1:
-        return one
-    free = one.free if one.is_gpu else one.free // count
-    return replace(one, name=f"{count} x {one.name}", free=free, count=count, sharded=train.parallel == "fsdp")
-
-
 def is_started() -> bool:
-    """Whether this process is one of several that were started to work together."""
+    """Whether this process was started by `start` (or torchrun)."""
     return "RANK" in os.environ and "LOCAL_RANK" in os.environ
 
 
 def start(module: str, processes: int, *arguments: str, count: int = 1) -> None:
-    """Run `python -m module *arguments` in so many processes on this machine, until the last has ended.
+    """Run `python -m module *arguments` in several processes and wait for them.
 
-    Where `count` machines do so together, their processes form one group.
+    They print to this process's output. If one fails, the others are terminated within half a minute. SIGTERM and
+    Ctrl-C are passed on, with the same time to write a checkpoint. After StartAgain all processes are restarted, unless
+    other machines take part, which would not know of it.
 
-    What they print goes where this process prints. When one fails the others are ended within half a minute; SIGTERM
-    and Ctrl-C are passed on, and leave them as long to write a checkpoint. After StartAgain all of them start anew,
-    unless there are other machines, which would not know.
+    Args:
+        module: A stage.
+        processes: Number on this machine.
+        arguments: Of the stage.
+        count: Number of machines that run this command; their processes form one group.
 
     Raises:
-        Refusal: with the sentence of the process that failed first.
+        Refusal: with the message of the process that failed first.
     """
     meeting = ["--num_machines", str(count), "--main_process_port", "0"]
     if count > 1:
@@ -122,7 +103,7 @@ def start(module: str, processes: int, *arguments: str, count: int = 1) -> None:
     flags = ["--multi_gpu", "--num_processes", str(processes * count), "--gpu_ids", "all"]
     flags += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     flags += ["--num_cpu_threads_per_process", str(threads), *meeting]
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # its own report of what is reported below
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # it would report the same failure
     try:
         launch_command(launch_command_parser().parse_args([*flags, "--module", module, *arguments]))
         return
@@ -141,14 +122,14 @@ def start(module: str, processes: int, *arguments: str, count: int = 1) -> None:
 
 
 def last_words(error: ChildFailedError) -> tuple[str, str]:
-    """Kind and message of the exception that ended the process that failed first; both empty if there was none."""
+    """Class name and message of the first failed process's exception; both empty if it raised none."""
     _, failure = error.get_first_failure()
     kind, _, said = failure.message["message"].partition(": ") if isinstance(failure.message, dict) else ("", "", "")
     return kind, said
 
 
 def first_failure(error: ChildFailedError, processes: int) -> str:
-    """What the process that failed first says of it; its traceback is printed, where it has one."""
+    """A sentence about the first failed process; its traceback is printed unless it raised Refusal."""
     rank, failure = error.get_first_failure()
     who = f"process {rank} of {processes}"
     if failure.exitcode < 0:
@@ -163,12 +144,12 @@ def first_failure(error: ChildFailedError, processes: int) -> str:
 
 
 def work(main: Callable[[], None]) -> None:
-    """Run a stage's `main` as one of several processes.
+    """Run a stage's `main` in one of several processes.
 
-    Only the first one prints, and what ends one early is left for the launcher to say.
+    Only rank 0 prints. An exception is recorded for the launcher, which reports it.
     """
     if os.environ["RANK"] != "0":
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - open until the process ends
 
     @record
     def recorded() -> None:
@@ -178,7 +159,7 @@ def work(main: Callable[[], None]) -> None:
             raise Refusal(str(end.code).removeprefix("error: ")) from None
         except RuntimeError as error:
             if any(word in str(error) for word in LOST) or isinstance(error, distributed.DistError):
-                time.sleep(PATIENCE)
+                time.sleep(REPORT_DELAY)
             raise
 
     status = 1
@@ -188,41 +169,9 @@ def work(main: Callable[[], None]) -> None:
     except Exception:
         pass  # recorded
     sys.stdout.flush()
-    os._exit(status)  # not through destructors: NCCL's wait for processes that are gone
+    os._exit(status)  # skips destructors: NCCL's would wait for processes that have ended
 
 
 def memory_limit() -> float:
-    """Bytes of each GPU that a run may take, after one that took too much; infinite where there was none."""
+    """Bytes of each GPU that this run may use; infinite unless it was restarted after memory ran out."""
     return float(os.environ.get(MEMORY_LIMIT, "inf"))
-
-
-def state(patience: timedelta | None = None) -> PartialState:
-    """This process among the others, each with its own GPU; alone, where it was started alone.
-
-    The first call may say how long they wait for each other, if that is not torch's 10 minutes (on a CPU 30).
-    """
-    return PartialState(cpu=not torch.cuda.is_available(), timeout=patience)
-
-
-def is_first() -> bool:
-    """Whether this process is the one that writes."""
-    return state().is_main_process
-
-
-def in_any(flag: bool) -> bool:
-    """Whether `flag` holds in any process; each has to ask."""
-    if state().num_processes == 1:
-        return flag
-    found = torch.tensor(int(flag), device=state().device)
-    distributed.all_reduce(found, distributed.ReduceOp.MAX)
-    return bool(found)
-
-
-def gathered(value: T) -> list[T]:
-    """`value` of each process, in the order of their ranks."""
-    return gather_object([value])
-
-
-def of_first(value: T) -> T:
-    """`value` of the first process."""
-    return broadcast_object_list([value])[0]

@@ -1,0 +1,113 @@
+"""Checks of a merged model: tensors read back from its files, and its logits against the adapter's."""
+
+import gc
+import random
+from pathlib import Path
+
+from qlora.merging.update import Update, through_4_bits
+from qlora.recipe.schema import Merge, Quantization
+from qlora.rows.loss_mask import Encoded
+from qlora.runtime.console import Refusal
+from qlora.weights import loading
+from qlora.weights.files import opened, shards, tensor_names, weights_bytes
+
+import torch
+from tqdm import tqdm
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.utils import logging
+
+CHECKED_TENSORS = 16
+ROUNDING = 0.02  # relative error of a product; bfloat16 alone gives 0.002, float16 less
+# Mean difference of the logits in standard deviations. Two orders of rounding to bfloat16 differ by about 0.02, a wrong
+# scale or a missed layer by far more once the adapter has learned something.
+TOLERANCE = 0.1
+CHECKED_BYTES = 3e9  # of weights; only the first layers of larger models are compared
+
+
+def check_products(base: Path, merged: Path, updates: dict[str, Update], merge: Merge, quantization) -> int:
+    """Read a random sample of merged tensors back and compare W' x with W x + scale B (A x), for a random vector x.
+
+    Returns:
+        Number of compared tensors.
+
+    Raises:
+        Refusal: if a product differs by more than rounding.
+    """
+    names = random.Random(0).sample(sorted(updates), min(CHECKED_TENSORS, len(updates)))
+    shard_of = {name: shard.name for shard in shards(base) for name in tensor_names(shard)}
+    for name in tqdm(names, desc="checking", unit=" tensors"):
+        with opened(base / shard_of[name]) as before, opened(merged / shard_of[name]) as after:
+            weight, found = before.get_tensor(name), after.get_tensor(name)
+        if merge.base == "dequantized":
+            weight = through_4_bits(weight, quantization)
+        vector = torch.randn(weight.shape[1], generator=torch.Generator().manual_seed(0))
+        update = updates[name]
+        expected = weight.float() @ vector + update.scale * (update.b.float() @ (update.a.float() @ vector))
+        difference = float((found.float() @ vector - expected).norm() / expected.norm())
+        if not difference <= ROUNDING:  # also when it is not a number
+            raise Refusal(
+                f"{merged / shard_of[name]}: {name} is {difference:.3f} off the base model's with the adapter; "
+                "merge.dtype is too coarse, or the disk is failing"
+            )
+    return len(names)
+
+
+def check_against_adapter(
+    base: Path, merged: Path, adapter: Path, rows: list[Encoded], merge: Merge, quantization: Quantization
+) -> tuple[float, str]:
+    """Compare the merged model's logits with those of PEFT's adapter on the same base weights.
+
+    This checks the merge's arithmetic, and its files as transformers and PEFT read them; `evaluate` measures the effect
+    of the 4-bit base. Only the first layers of models above CHECKED_BYTES are loaded, so any machine that can merge can
+    check.
+
+    Returns:
+        The mean absolute difference in standard deviations of the logits, and which layers were compared.
+
+    Raises:
+        Refusal: if they differ by more than rounding.
+    """
+    dtype = getattr(torch, merge.dtype)
+    config, layers, total = first_layers(merged)
+    logging.set_verbosity_error()  # or transformers would list the omitted layers
+    if merge.base == "dequantized":
+        model = loading.load_base(base, quantization, config=config)
+    else:
+        model = loading.load_plain(base, dtype, config=config)
+    with_adapter = logits(loading.load_adapter(model, adapter), rows)
+    del model
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    after_merge = logits(loading.load_plain(merged, dtype, config=config), rows)
+    pairs = list(zip(with_adapter, after_merge, strict=True))
+    difference = sum(float((x - y).abs().mean() / x.std()) for x, y in pairs) / len(pairs)
+    if not difference <= TOLERANCE:  # also when it is not a number
+        raise Refusal(
+            f"the merged model's logits differ from the adapter's by {difference:.3f} of their spread (at most "
+            f"{TOLERANCE}); models/adapter does not belong to this base model, or merge.dtype is too coarse"
+        )
+    return difference, "all layers" if layers == total else f"the first {layers} of {total} layers"
+
+
+def first_layers(folder: Path) -> tuple[PreTrainedConfig, int, int]:
+    """The config with as many layers as fit CHECKED_BYTES (at least one), that number, and the number of all layers."""
+    config = AutoConfig.from_pretrained(folder)
+    text = config.get_text_config()
+    total, size = text.num_hidden_layers, weights_bytes(folder)
+    # Embeddings and head are needed with any number of layers.
+    ends = 2 * text.vocab_size * text.hidden_size * config.dtype.itemsize
+    a_layer = max(1, size - ends) / total
+    layers = total if size <= CHECKED_BYTES else max(1, min(total, int((CHECKED_BYTES - ends) / a_layer)))
+    text.num_hidden_layers = layers
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:layers]
+    return config, layers, total
+
+
+@torch.inference_mode()
+def logits(model: torch.nn.Module, rows: list[Encoded]) -> list[torch.Tensor]:
+    """The logits (tokens, vocabulary) of each row, in float32 on the CPU."""
+    model.eval()
+    ids = (torch.tensor([list(row.input_ids)], device=model.device) for row in rows)
+    return [model(input_ids=row, use_cache=False).logits[0].float().cpu() for row in ids]

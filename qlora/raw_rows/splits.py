@@ -1,0 +1,98 @@
+"""Divide the accepted rows into training, validation and test rows, group by group."""
+
+import json
+from array import array
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+
+from qlora.raw_rows.index import Index, Rejections
+from qlora.recipe.schema import Data
+from qlora.rows.prepared import SPLITS
+from qlora.runtime.console import Refusal
+
+import numpy as np
+
+
+def assign_splits(index: Index, data: Data) -> tuple[np.ndarray, np.ndarray]:
+    """The split of each accepted row, as an index into SPLITS, and whether the row is kept.
+
+    data.seed decides which groups each split gets, and which rows are kept if a split has more than its limit
+    (data.train_rows, data.validation_rows, data.test_rows).
+    """
+    groups = len(index.groups)
+    order = np.random.default_rng(data.seed).permutation(groups)
+    split_of_group = np.zeros(groups, dtype=np.int8)
+    if data.test_source:
+        is_test = np.frombuffer(bytes(index.is_test), dtype=np.uint8).astype(bool)
+        split_of_group[is_test] = SPLITS.index("test")
+        order = order[~is_test[order]]
+    else:
+        n_test = round(groups * data.test_fraction)
+        split_of_group[order[:n_test]] = SPLITS.index("test")
+        order = order[n_test:]
+    split_of_group[order[: round(len(order) * data.validation_fraction)]] = SPLITS.index("validation")
+
+    split_of_row = split_of_group[np.array(index.group_of, dtype=np.int64)]
+    stays = np.ones(len(split_of_row), dtype=bool)
+    for number, split in enumerate(SPLITS):
+        limit = getattr(data, f"{split}_rows")
+        members = np.flatnonzero(split_of_row == number)
+        if limit is not None and len(members) > limit:
+            stays[np.random.default_rng([data.seed, number]).permutation(members)[limit:]] = False
+    return split_of_row, stays
+
+
+def write_splits(output: Path, index: Index, rejected: Rejections, data: Data, max_length: int) -> dict:
+    """Copy the accepted rows into their splits and return the report's counts."""
+    split_of_row, stays = assign_splits(index, data)
+    lengths = {split: array("q") for split in SPLITS}
+    supervised: Counter[str] = Counter()
+    groups: dict[str, set[int]] = {split: set() for split in SPLITS}
+    with ExitStack() as stack:
+        files = {s: stack.enter_context((output / f"{s}.jsonl").open("w", encoding="utf-8")) for s in SPLITS}
+        for row, (prepared, number, stay) in enumerate(zip(index.read(), split_of_row, stays, strict=True)):
+            split = SPLITS[number]
+            if not stay:
+                rejected.add(prepared["id"], f"beyond data.{split}_rows")
+                continue
+            files[split].write(json.dumps(prepared, ensure_ascii=False) + "\n")
+            lengths[split].append(prepared["tokens"])
+            supervised[split] += prepared["supervised"]
+            groups[split].add(index.group_of[row])
+    index.remove()
+    return {
+        "rows": {split: len(lengths[split]) for split in SPLITS},
+        "groups": {split: len(groups[split]) for split in SPLITS},
+        "tokens": {split: token_statistics(lengths[split], supervised[split], max_length) for split in SPLITS},
+    }
+
+
+def token_statistics(lengths: array, supervised: int, max_length: int) -> dict:
+    """Quantiles of the rows' lengths in tokens (before truncation), and the tokens seen and supervised in training."""
+    if not lengths:
+        return {"total": 0, "supervised": 0}
+    tokens = np.array(lengths)
+    quantiles = {f"p{q}": int(np.percentile(tokens, q)) for q in (5, 50, 95, 99)}
+    return quantiles | {
+        "max": int(tokens.max()),
+        "truncated_share": round(float((tokens > max_length).mean()), 4),
+        "total": int(np.minimum(tokens, max_length).sum()),
+        "supervised": supervised,
+    }
+
+
+def refuse_empty_splits(report: dict, data: Data) -> None:
+    """Raise Refusal if a split has no row, with the reasons that emptied it."""
+    empty = [split for split in SPLITS if report["rows"][split] == 0]
+    if not empty:
+        return
+    reasons = "; ".join(f"{count} rows: {why}" for why, count in report["rows"]["rejected"].items())
+    groups = sum(report["groups"].values())
+    if reasons and groups == 0:
+        raise Refusal(f"{data.source}: every row was dropped ({reasons})")
+    raise Refusal(
+        f"{data.source}: no row is left for {' and '.join(empty)}: {groups} groups were split by "
+        f"data.validation_fraction ({data.validation_fraction}) and data.test_fraction ({data.test_fraction}); raise "
+        "them, or group the rows by another column (data.columns.group)" + (f"; dropped: {reasons}" if reasons else "")
+    )
