@@ -1,4 +1,4 @@
-"""ask: one question from the shell to any artifact; the answer is printed as it is made.
+"""ask: one question from the shell to any artifact; prints the answer while it is generated.
 
 python -m tools.ask "How many users are there?" --schema schema.sql
 python -m tools.ask "Why is the sky blue?" --artifact merged          (a chat recipe has no schema)
@@ -8,7 +8,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from qlora.recipe.params import VLLM_TYPES, Columns, Data, Params, load_params
+from qlora.recipe.artifacts import ARTIFACTS
+from qlora.recipe.load import load_params
+from qlora.recipe.schema import Columns, Data, Params
 from qlora.runtime.console import Refusal, run_stage
 from tools import serving
 
@@ -52,12 +54,12 @@ def read_schema(path: Path | None, data: Data) -> str:
 
 
 def messages(data: Data, question: str, schema: str = "") -> list[dict[str, str]]:
-    """The conversation that the recipe's rows open with: its system prompt, and the question as its rows put it.
+    """The prompt for a question: the recipe's system prompt, and the question in the form of its rows.
 
     Raises:
         Refusal: if question or schema is empty.
     """
-    from qlora.raw_rows import rows  # with transformers behind it, which serving does without
+    from qlora.raw_rows.conversations import Rejected, conversation  # imports transformers, which takes seconds
 
     if data.task == "text-to-sql":
         row = {data.columns.question: question, data.columns.context: schema, data.columns.answer: "-"}
@@ -65,8 +67,8 @@ def messages(data: Data, question: str, schema: str = "") -> list[dict[str, str]
         data = data.model_copy(update={"columns": Columns()})
         row = {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": "-"}]}
     try:
-        return rows.conversation(row, data)[:-1]
-    except rows.Rejected as reason:
+        return conversation(row, data)[:-1]
+    except Rejected as reason:
         raise Refusal(f"nothing to ask: {reason}") from None
 
 
@@ -80,41 +82,34 @@ def ask_gguf(artifact: str, params: Params, conversation: list[dict[str, str]], 
     print()
 
 
-def ask_transformers(artifact: str, conversation: list[dict[str, str]], max_tokens: int) -> None:
+def ask_transformers(name: str, conversation: list[dict[str, str]], max_tokens: int) -> None:
     """Answer greedily through transformers, as `evaluate` does."""
+    from qlora.rows.chat import Unusable, load_chat
+    from qlora.scoring import transformers_run
+    from qlora.source import base_model
+
     import torch
     import transformers
     from transformers import GenerationConfig, TextStreamer
 
-    from qlora.rows import chat
-    from qlora.source import base_model
-    from stages import evaluate
-
-    folder = serving.MODELS / artifact
-    stages = {"base": "fetch-base", "adapter": "quantize-load-train", "merged": "merge"}
-    stages |= {type_: f"quantize-vllm@{type_}" for type_ in VLLM_TYPES}
-    if artifact not in stages:
-        raise Refusal(
-            f"{artifact!r} is no artifact; choose base, adapter, merged, bf16 or one of gguf.types or vllm.types"
-        )
-    if not (folder / base_model.RECORD).is_file():
-        raise Refusal(f"{folder} is not there; run `dvc repro {stages[artifact]}`, which makes it")
+    artifact = ARTIFACTS.get(name)
+    if artifact is None or artifact.answered_by != "transformers":
+        raise Refusal(f"{name!r} is no artifact; choose base, adapter, merged, bf16 or one of gguf.types or vllm.types")
+    if not artifact.is_made:
+        raise Refusal(f"{artifact.folder} is not there; run `dvc repro {artifact.stage}`, which makes it")
     transformers.utils.logging.disable_progress_bar()
-    base = base_model.locate(folder)
-    tokenizer = chat.load_tokenizer(base)
+    base = base_model.locate(artifact.folder)
+    chat = load_chat(base)
     try:
-        ids = chat.encode_prompt(tokenizer, conversation)
-    except chat.Unusable as reason:
+        ids = chat.prompt_ids(conversation)
+    except Unusable as reason:
         raise Refusal(str(reason)) from None
     settings = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=max_tokens,
-        eos_token_id=chat.stop_ids(tokenizer, base),
-        pad_token_id=tokenizer.pad_token_id,
+        do_sample=False, max_new_tokens=max_tokens, eos_token_id=chat.stops, pad_token_id=chat.pad
     )
-    model = evaluate.load(artifact, base)
+    model = transformers_run.load(artifact, base)
     prompt = torch.tensor([ids], device=model.device)
-    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer = TextStreamer(chat.tokenizer, skip_prompt=True, skip_special_tokens=True)
     with torch.inference_mode():
         model.generate(
             input_ids=prompt, attention_mask=torch.ones_like(prompt), generation_config=settings, streamer=streamer

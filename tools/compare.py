@@ -1,31 +1,27 @@
-"""Compare two experiments row by row, from what Git holds of them: no models, no answers, no cache.
+"""compare: two experiments row by row, from what Git holds of them: no models, no answers, no cache.
 
 python -m tools.compare origin/main              # what this workspace changes against a commit, branch or experiment
 python -m tools.compare main my-experiment       # or one against the other
 """
 
 import argparse
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from qlora.recipe.params import AT_LEAST
+from qlora.recipe.metrics import METRICS
 from qlora.reporting import bootstrap, outcomes
 from qlora.reporting.bootstrap import Interval
-from qlora.reporting.markdown import table
 from qlora.reporting.outcomes import MEASURES, Outcomes
+from qlora.reporting.tables import change, show, table
 from qlora.runtime.console import Refusal, run_stage
-from stages.report import change, show
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One measure of one artifact in two experiments; `change` is after - before on the same rows."""
+    """One metric of one artifact in two experiments; `change` is after - before on the same rows."""
 
     artifact: str
-    measure: str
+    metric: str
     before: float
     after: float
     change: Interval
@@ -35,19 +31,19 @@ class Difference:
         """What the interval allows to say: "better", "worse", or "no difference seen"."""
         if not self.change.excludes_zero:
             return "no difference seen"
-        return "better" if (self.change.value > 0) == (self.measure in AT_LEAST) else "worse"
+        return "better" if (self.change.value > 0) == METRICS[self.metric].higher_is_better else "worse"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("before", help="commit, branch, tag or experiment")
-    parser.add_argument("after", nargs="?", help="another one; this workspace if not given")
+    parser.add_argument("after", nargs="?", help="another one; by default this workspace")
     options = parser.parse_args()
     print(difference_table(differences(load(options.before), load(options.after))))
 
 
 def load(revision: str | None) -> Outcomes:
-    """What the test rows' outcomes were at a commit, branch, tag or experiment; in the workspace for None.
+    """The test rows' outcomes at a commit, branch, tag or experiment; in the workspace for None.
 
     Raises:
         Refusal: if there is no such revision, or if it has no outcomes.
@@ -70,38 +66,38 @@ def load(revision: str | None) -> Outcomes:
         raise Refusal(f"{revision}: {outcomes.PATH} cannot be read there ({error})") from None
     try:
         return outcomes.parse(text)
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise Refusal(
-            f"{revision}: {outcomes.PATH} was written by another version of this project ({error!r})"
-        ) from None
+    except ValueError as error:
+        raise Refusal(f"{revision}: {outcomes.PATH} was written by another version of this project ({error})") from None
 
 
 def differences(before: Outcomes, after: Outcomes) -> list[Difference]:
-    """Every measure of every artifact that both experiments have, with the paired interval of its change.
+    """Every metric of every artifact that both experiments have, with the paired interval of its change.
 
-    Loss and next-token accuracy are left out where another tokenizer makes them means over other tokens.
+    Loss and next-token accuracy are left out if another tokenizer makes them means over other tokens.
 
     Raises:
         Refusal: if the experiments did not answer the same test rows, so that nothing can be paired.
     """
-    if before.test_set != after.test_set:
+    old_rows, new_rows = before.rows, after.rows
+    if list(old_rows["digest"]) != list(new_rows["digest"]):
         raise Refusal(
-            f"the two experiments answered different test rows ({len(before.ids)} and {len(after.ids)}; data.* or its "
-            "source changed), so no row of one can be held against the same row of the other"
+            f"the two experiments answered different test rows ({len(old_rows)} and {len(new_rows)}; data.* or its "
+            "source changed), so no row of one can be compared with the same row of the other"
         )
+    same_tokens = list(old_rows["supervised"]) == list(new_rows["supervised"])
     found = []
-    for artifact in after.artifacts:
-        for measure, (_, weight) in MEASURES.items():
-            if weight == "tokens" and before.tokens != after.tokens:
+    for artifact in (name for name in after.artifacts if name in before.artifacts):
+        for metric, (_, denominator) in MEASURES.items():
+            if denominator == "supervised" and not same_tokens:
                 continue
-            if before.has(artifact, measure) and after.has(artifact, measure):
-                old, weights = before.sums(artifact, measure)
-                new, weights_after = after.sums(artifact, measure)
+            if before.has(artifact, metric) and after.has(artifact, metric):
+                old, weights = before.sums(artifact, metric)
+                new, weights_after = after.sums(artifact, metric)
                 both = (weights > 0) & (weights_after > 0)  # other databases (evaluate.*) may judge other rows
                 old, new, weights = old[both], new[both], weights[both]
-                interval = bootstrap.ratio(new - old, weights, np.array(after.groups)[both])
+                interval = bootstrap.ratio(new - old, weights, new_rows["group"][both])
                 values = (old.sum() / weights.sum(), new.sum() / weights.sum())
-                found.append(Difference(artifact, measure, *map(float, values), interval))
+                found.append(Difference(artifact, metric, *map(float, values), interval))
     return found
 
 
@@ -110,15 +106,15 @@ def difference_table(found: list[Difference]) -> str:
     rows = [
         [
             difference.artifact,
-            difference.measure.replace("_", " "),
-            show(difference.measure, difference.before),
-            show(difference.measure, difference.after),
-            change(difference.measure, difference.change),
+            METRICS[difference.metric].heading,
+            show(difference.metric, difference.before),
+            show(difference.metric, difference.after),
+            change(difference.metric, difference.change),
             difference.verdict,
         ]
         for difference in found
     ]
-    return table(["artifact", "measure", "before", "after", "change", ""], rows, left=2)
+    return table(["artifact", "metric", "before", "after", "change", ""], rows, left=2)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ import os
 import queue
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from threading import Event, Thread
 
 from qlora.llama_cpp import server as llama_server
-from qlora.recipe.params import Data, Params, load_params
-from qlora.rows import jsonl
+from qlora.recipe.load import load_params
+from qlora.recipe.schema import Data, Params
+from qlora.rows import prepared
 from qlora.runtime.console import Refusal, run_stage, summary
 from qlora.sql.schema import SchemaError, read_schema
 from tools import ask, serving, trial
@@ -25,7 +25,6 @@ try:
 except ImportError:
     gradio = None
 
-TEST_ROWS = Path("data/prepared/test.jsonl")
 EXAMPLES = 4
 MAX_TOKENS = 512  # of an answer
 CSS = """
@@ -70,13 +69,15 @@ def build(params: Params, servers: dict[str, llama_server.Running]) -> "gradio.B
     sql = params.data.task == "text-to-sql"
     with gradio.Blocks(title="Base and tuned") as page:
         gradio.Markdown(f"## {params.model.id.split('/')[-1]}, before and after fine-tuning")
-        schema = gradio.Textbox(label="Schema (CREATE TABLE ...)", lines=6, visible=sql)
-        question = gradio.Textbox(label="Question" if sql else "Message", lines=2)
         examples = read_examples(params.data)
+        filled_in = examples[0] if examples else ["", ""]
+        schema = gradio.Textbox(filled_in[0], label="Schema (CREATE TABLE ...)", lines=6, visible=sql)
+        question = gradio.Textbox(filled_in[1], label="Question" if sql else "Message", lines=2)
         if examples:
             labels = [question for _, question in examples]
             gradio.Examples(examples, [schema, question], label="From the test rows", example_labels=labels)
         button = gradio.Button("Ask both", variant="primary")
+        hint = gradio.Markdown(visible=False)
         outputs = []
         with gradio.Row(elem_classes="answers"):
             for artifact in servers:
@@ -94,20 +95,25 @@ def build(params: Params, servers: dict[str, llama_server.Running]) -> "gradio.B
                         outputs.append(gradio.Markdown(container=True, min_height=120))
 
         def answer(schema: str, question: str) -> Iterator[list]:
+            fields = {"a schema": schema, "a question": question} if sql else {"a message": question}
+            missing = [name for name, text in fields.items() if not text.strip()]
             try:
-                yield from (compare_sql if sql else compare_chat)(params.data, servers, schema, question)
-            except (Refusal, SchemaError) as error:
-                raise gradio.Error(str(error), print_exception=False) from None
+                if missing:
+                    raise Refusal(f"fill in {' and '.join(missing)}")
+                for shown in (compare_sql if sql else compare_chat)(params.data, servers, schema, question):
+                    yield [gradio.Markdown(visible=False), *shown]
+            except (Refusal, SchemaError) as error:  # as a line of text: gradio.Error would paint all answers red
+                yield [gradio.Markdown(f"⚠ {error}", visible=True), *(gradio.skip() for _ in outputs)]
 
-        gradio.on([button.click, question.submit], answer, [schema, question], outputs, api_name="ask")
+        gradio.on([button.click, question.submit], answer, [schema, question], [hint, *outputs], api_name="ask")
     return page
 
 
 def read_examples(data: Data) -> list[list[str]]:
-    """The first test rows of different schemas, as what a person would type; none where the rows are not here."""
-    if not TEST_ROWS.is_file():
+    """Schema and question of the first test rows with different schemas; none if the rows are not here."""
+    if not prepared.split_file("test").is_file():
         return []
-    rows = [row for _, row in jsonl.read(TEST_ROWS)]
+    rows = prepared.read("test")
     if data.task == "text-to-sql":
         by_schema = {row["context"]: row["question"] for row in reversed(rows)}
         return [[schema.replace("; ", ";\n"), question] for schema, question in list(by_schema.items())[-EXAMPLES:]]
@@ -116,7 +122,7 @@ def read_examples(data: Data) -> list[list[str]]:
 
 
 def compare_sql(data: Data, servers: dict[str, llama_server.Running], schema: str, question: str) -> Iterator[list]:
-    """What stands under each artifact, as it changes: the SQL, how it did, and the rows it returned."""
+    """Yield the content of each artifact's panels as it grows: the SQL, whether it runs, and the rows it returns."""
     schema = " ".join(schema.split())  # as the rows have it, in one line
     read_schema(schema, data.dialect)
     hidden = gradio.Dataframe(visible=False)
@@ -132,12 +138,12 @@ def compare_sql(data: Data, servers: dict[str, llama_server.Running], schema: st
 
 
 def compare_chat(data: Data, servers: dict[str, llama_server.Running], _: str, question: str) -> Iterator[list]:
-    """The answers, as they grow."""
+    """Yield the answers as they grow."""
     yield from stream_all(servers, ask.messages(data, question))
 
 
 def stream_all(servers: dict[str, llama_server.Running], conversation: list[dict[str, str]]) -> Iterator[list[str]]:
-    """Ask all servers at once, and yield all answers whenever one has grown."""
+    """Ask all servers at once; yield all answers whenever one has grown."""
     texts = dict.fromkeys(servers, "")
     events: queue.SimpleQueue = queue.SimpleQueue()
 

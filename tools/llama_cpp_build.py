@@ -1,12 +1,11 @@
-"""Provide llama.cpp's official tools: found on this machine, otherwise built once into a per-user cache.
+"""Find llama.cpp's official tools on this machine, or build them once into a per-user cache: `make llama.cpp`.
 
-The sources come from one pinned, hash-checked file: the sdist of llama-cpp-python, which carries the whole tree of
-llama.cpp, so that converter, quantizer and server are all of one commit. pip fetches it from the index that the
-machine is configured for. Run as `make llama.cpp`; safe to run again, and instant when the tools are there.
+The sources come from one pinned, hash-checked file: the sdist of llama-cpp-python, which contains the whole tree of
+llama.cpp, so that converter, quantizer and server are of one commit. pip fetches it from the index that the machine is
+configured for. Safe to run again, and instant when the tools are there.
 """
 
 import contextlib
-import fcntl
 import os
 import platform
 import shutil
@@ -24,11 +23,13 @@ from qlora.llama_cpp.tools import (
     cache_folder,
     converter_folder,
     find,
-    gpu_is_present,
     last_lines,
     run,
 )
 from qlora.runtime.console import Refusal, run_stage
+from qlora.runtime.machine import gpus
+
+from filelock import FileLock, Timeout
 
 SDIST = f"llama-cpp-python=={VERSION}"
 SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
@@ -66,12 +67,12 @@ def main() -> None:
         print(f"llama.cpp: {tools.server.parent}")
         return
 
-    nvcc = find_nvcc() if gpu_is_present() else None
+    nvcc = find_nvcc() if gpus() else None
     place(cache_folder(cuda=nvcc is not None), nvcc, compile_tools=True)
 
 
 def place(folder: Path, nvcc: Path | None, compile_tools: bool) -> None:
-    """Make the cache folder `folder` (converter, and tools if asked), which appears whole or not at all."""
+    """Make the cache folder `folder` with the converter and, if asked, the tools; it appears whole or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with locked(folder.with_name(f"{folder.name}.lock")):
         if folder.exists():  # another set-up made it while this one waited
@@ -112,9 +113,12 @@ def download(folder: Path) -> Path:
 
 
 def unpack(sdist: Path, folder: Path, only: str = "") -> None:
-    """Write the files under vendor/llama.cpp of `sdist` into `folder`; nothing else, no links, nothing outside it.
+    """Extract the regular files under vendor/llama.cpp of `sdist` into `folder`, and nothing outside of it.
 
-    Files that no target here needs are left out, unless `only` names the folder of those that are wanted.
+    Args:
+        sdist: A tar archive.
+        folder: Where to.
+        only: Extract only this folder of the tree; by default all that a target here needs.
     """
     with tarfile.open(sdist) as archive:
         for member in archive:
@@ -178,14 +182,17 @@ def find_nvcc() -> Path | None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`, waiting for another set-up that holds it; the system frees it when a process dies."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print("llama.cpp: another set-up is building it; waiting", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
+    """Hold the lock file `path`; wait for another set-up that holds it. The system frees it when a process dies."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        print("llama.cpp: another set-up is building it; waiting", flush=True)
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 if __name__ == "__main__":

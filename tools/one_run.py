@@ -11,9 +11,9 @@ LOCK = Path(".dvc/tmp/run.lock")
 
 
 def hold(what: str) -> TextIO:
-    """Take the checkout for `what`, until this process and those that inherit the returned file have ended.
+    """Lock the checkout for `what`, until this process and those that inherit the returned file have ended.
 
-    DVC's own locks are per stage: a second run would start on whatever the first has not reached yet.
+    DVC's own locks are per stage: a second run would start on the stages that the first has not reached yet.
 
     Raises:
         Refusal: if another run holds it; with its name and process.

@@ -5,23 +5,21 @@ Fetches no weights (except for the embedded model, which comes as one package) a
 """
 
 import json
-from pathlib import Path
+
+from qlora.raw_rows import sources
+from qlora.raw_rows.conversations import Rejected, conversation
+from qlora.recipe.load import load_params
+from qlora.recipe.schema import Data, Params, Train
+from qlora.rows.prepared import PREPARED, made_from, split_file
+from qlora.runtime.console import Refusal, run_stage, summary
+from qlora.source import base_model
+from qlora.training import layout, packing
+from qlora.training.device import Device, planned_devices
+from qlora.training.memory import Shape
+from tools import sizes
 
 import torch
 
-from qlora.processes import several
-from qlora.raw_rows import rows
-from qlora.recipe.params import Data, Params, Train, load_params
-from qlora.runtime.console import Refusal, run_stage, summary
-from qlora.source import base_model
-from qlora.training import layout
-from qlora.training.device import Device
-from qlora.training.memory_plan import Shape
-from qlora.weights import loading as models
-from stages import prepare_dataset
-from tools import doctor
-
-PREPARED = Path("data/prepared")
 CHARACTERS = 3.5  # a token: the built-in text-to-SQL rows with SmolLM2's tokenizer
 CARDS = (8, 12, 16, 24, 48, 80)  # GB
 CARD_FREE = 0.94  # of a card's memory, when nothing else uses it
@@ -30,12 +28,12 @@ CARD_RATE = 150e12  # operations a second on large matrix products: the slower, 
 
 def main() -> None:
     params = load_params()
-    folder, base = base_model_of(params)
-    skeleton = models.skeleton(folder)
-    models.check_target_modules(skeleton, params.lora)
-    shape = layout.shape_of(skeleton, params.lora)
+    if params.model.is_embedded:
+        base_model.fetch(params.model)
+    model = sizes.find_model(params.model)
+    shape = sizes.model_shape(params, model)
     lengths, source = row_lengths(params)
-    steps = layout.step_tokens(lengths, params.train)
+    step_tokens = packing.plan(lengths, params.train).tokens
 
     summary(
         params.model.id,
@@ -46,33 +44,21 @@ def main() -> None:
         },
     )
     try:
-        here = several.devices_here(params.train)
+        here = planned_devices(params.train)
         plan = layout.lay_out(shape, lengths, params.train, here)
-        summary(f"training on {here.name}", layout.describe(shape, plan, steps, here))
+        summary(f"training on {here.name}", layout.describe(shape, plan, step_tokens, here))
     except Refusal as refusal:
         summary("training here", {"does not fit": refusal})
     if not torch.cuda.is_available():
         count = cards(params.train)
         title = "training on a GPU" if count == 1 else f"training on {count} GPUs ({params.train.parallel}), on each"
         summary(title, {f"{size} GB": on_card(shape, lengths, params.train, size) for size in CARDS})
-    disk = {"fetch-base": base.to_fetch} | doctor.written(params, base, shape)
-    summary("disk", {stage: doctor.gb(size) for stage, size in disk.items()} | {"whole": doctor.gb(sum(disk.values()))})
-
-
-def base_model_of(params: Params) -> tuple[Path, doctor.BaseModel]:
-    """The folder with the model's config.json, and its sizes.
-
-    Raises:
-        Refusal: if the model cannot be had.
-    """
-    if params.model.is_embedded:
-        base_model.fetch(params.model)
-    _, facts = doctor.base_model(params)
-    return facts.folder, facts
+    disk = {"fetch-base": model.to_fetch} | sizes.written(params, model, shape)
+    summary("disk", {stage: sizes.gb(size) for stage, size in (disk | {"whole": sum(disk.values())}).items()})
 
 
 def row_lengths(params: Params) -> tuple[list[int], str]:
-    """Tokens of each training row, and where that is known from.
+    """Tokens of each training row, and how that is known.
 
     Raises:
         Refusal: if the rows are in a file, and it cannot be read or none of them can be used.
@@ -81,8 +67,8 @@ def row_lengths(params: Params) -> tuple[list[int], str]:
     stale = ""
     if (PREPARED / "report.json").is_file():
         report = json.loads((PREPARED / "report.json").read_text(encoding="utf-8"))
-        if report.get("made_from") == prepare_dataset.made_from(params.model, data, longest):
-            with (PREPARED / "train.jsonl").open(encoding="utf-8") as lines:
+        if report.get("made_from") == made_from(params.model, data, longest):
+            with split_file("train").open(encoding="utf-8") as lines:
                 return [min(json.loads(line)["tokens"], longest) for line in lines], "as prepared"
         stale = f"; the rows in {PREPARED} are those of other params"
     if data.is_local:
@@ -100,12 +86,12 @@ def row_lengths(params: Params) -> tuple[list[int], str]:
 
 
 def estimate(data: Data, longest: int) -> list[int]:
-    """About the tokens of each usable row of a local file."""
+    """Estimated tokens of each usable row of a local file."""
     lengths = []
-    for row in rows.read(data.source, data):
+    for row in sources.read(data.source, data):
         try:
-            messages = rows.conversation(row, data)
-        except rows.Rejected:
+            messages = conversation(row, data)
+        except Rejected:
             continue
         lengths.append(round(sum(len(message["content"]) for message in messages) / CHARACTERS) + 1)
     return [min(length, longest) for length in lengths if length <= longest or data.overlong == "truncate"]
@@ -116,12 +102,12 @@ def share_for_training(data: Data) -> float:
 
 
 def cards(train: Train) -> int:
-    """GPUs to plan for where there are none: train.devices, or as few as make sense."""
+    """GPUs to plan for on a machine without: train.devices, or as few as make sense."""
     return train.devices if train.devices != "auto" else 2 if train.parallel == "fsdp" else 1
 
 
 def on_card(shape: Shape, lengths: list[int], train: Train, size: int) -> str:
-    """How a long run would go on cards of `size` GB."""
+    """The layout of a run on cards of `size` GB, for people."""
     settings = train.model_copy(update={"compile": True}) if train.compile == "auto" else train
     free, count = int(size * 1e9 * CARD_FREE), cards(train)
     card = Device(f"{size} GB", True, free, CARD_RATE, count, count > 1 and train.parallel == "fsdp")

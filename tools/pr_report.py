@@ -7,30 +7,28 @@ stale or a gate is broken.
 """
 
 import argparse
-import csv
 import io
-import itertools
 import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from statistics import mean
 
-from dvc.exceptions import DvcException
-from dvc.repo import Repo
-
-from qlora.recipe.params import DISTANCES, Params, load_params
-from qlora.reporting import gates
+from qlora.recipe.load import load_params
+from qlora.reporting import summary
 from qlora.reporting.gates import Checked
-from qlora.reporting.markdown import table
+from qlora.reporting.sections import gate_table
+from qlora.reporting.tables import number, show, table
 from qlora.runtime.console import Refusal, run_stage
 from qlora.runtime.outputs import write_text
-from stages.report import gate_table, number, show
 from tools import compare
 from tools.compare import difference_table
 
+import numpy as np
+import pandas
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+
 MARK = "<!-- pr_report -->"  # by which the comment is found again
-SERVED = {"size_mb": "MB", "tokens_per_second": "tokens/s", "first_token_ms": "first token, ms"}
 POINTS = 50  # of a loss curve
 Reader = Callable[[str], str | None]  # path -> a file's text at one commit, None if it is not there
 
@@ -41,20 +39,20 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="Markdown file to write")
     arguments = parser.parse_args()
 
-    params = load_params()
+    load_params()
     base = merge_base(arguments.base)
     before, after = at_commit(base), in_checkout
     stale = stale_stages()
-    checked = check_gates(params, after)
-    broken = [gate.name for gate in checked if not gate.holds]
+    now = read_summary(after)
+    broken = summary.broken_gates(now)
     page = [
         f"{MARK}\n## What this changes against `{arguments.base}` ({base[:7]})\n",
         f"- dvc.lock: {'**stale**: ' + ', '.join(stale) if stale else 'current'}",
-        f"- gates: {verdict(checked, broken)}\n",
+        f"- gates: {verdict(now, broken)}\n",
         *section("Parameters", changed_parameters(base)),
-        *score_section(params, base, before, after),
-        *(section("Gates", gate_table(checked)) if checked else []),
-        *section("Served files", served_table(params, before, after)),
+        *score_section(base, read_summary(before), now),
+        *(section("Gates", gate_table(recorded_gates(now))) if now.get("gates") else []),
+        *section("Size", size_table(read_summary(before), now)),
         *section("Training loss", loss_chart(before, after)),
     ]
     write_text(arguments.output, "\n".join(page))
@@ -91,8 +89,7 @@ def in_checkout(path: str) -> str | None:
 
 
 def stale_stages() -> list[str]:
-    """The stages whose record in dvc.lock is not of these parameters, modules and rows, whether or not their data are
-    here; not those that follow them.
+    """Stages whose dvc.lock entry is stale, downstream stages excluded; their data need not be here.
 
     `dvc repro --dry` stops at the first stale stage whose inputs are missing, without naming it.
 
@@ -106,23 +103,22 @@ def stale_stages() -> list[str]:
         raise Refusal(f"DVC cannot tell whether dvc.lock is stale: {error}") from None
 
 
-def artifact_metrics(artifact: str, read: Reader) -> dict[str, float]:
-    """What an artifact measured; with its distance to the one it was made from, which the summary holds."""
-    metrics = json.loads(read(f"metrics/{artifact}.json") or "{}")
-    summary = json.loads(read("metrics/summary.json") or "{}")
-    distances = {name: summary[name][artifact] for name in DISTANCES if artifact in summary.get(name, {})}
-    return metrics | distances
+def read_summary(read: Reader) -> dict:
+    return json.loads(read(str(summary.PATH)) or "{}")
 
 
-def check_gates(params: Params, read: Reader) -> list[Checked]:
-    metrics = {artifact: artifact_metrics(artifact, read) for artifact in params.evaluate.artifacts}
-    return gates.check(params.evaluate.gates, metrics)
+def recorded_gates(now: dict) -> list[Checked]:
+    """The gates as the last report found them."""
+    return [
+        Checked(gate["gate"].partition(".")[0], gate["gate"], gate["sign"], gate["limit"], gate["value"], gate["holds"])
+        for gate in now["gates"]
+    ]
 
 
-def verdict(checked: list[Checked], broken: list[str]) -> str:
-    if not checked:
+def verdict(now: dict, broken: list[str]) -> str:
+    if not now.get("gates"):
         return "none set (`evaluate.gates` in params.yaml)"
-    return f"**broken**: {', '.join(broken)}" if broken else f"all {len(checked)} hold"
+    return f"**broken**: {', '.join(broken)}" if broken else f"all {len(now['gates'])} hold"
 
 
 def section(title: str, text: str | None) -> list[str]:
@@ -142,50 +138,44 @@ def changed_parameters(base: str) -> str | None:
     return "\n".join(lines).replace(base, base[:7]) if len(lines) > 2 else None
 
 
-def score_section(params: Params, base: str, before: Reader, after: Reader) -> list[str]:
-    """Each artifact's measures: what they were, are, and the paired interval of the change."""
+def score_section(base: str, before: dict, after: dict) -> list[str]:
+    """Each artifact's metrics before and after, with the paired interval of the change."""
     try:
         found = compare.differences(compare.load(base), compare.load(None))
     except Refusal as refusal:  # other rows, or no rows there yet: nothing can be paired
-        heads = ["artifact", "measure", "before", "after"]
-        rows = []
-        for artifact in params.evaluate.artifacts:
-            old, new = artifact_metrics(artifact, before), artifact_metrics(artifact, after)
-            rows += [
-                [artifact, name.replace("_", " "), show(name, old.get(name)), show(name, new[name])]
-                for name in ("execution_accuracy", "loss", "next_token_accuracy", "stop_rate")
-                if name in new
-            ]
-        return section("Scores", f"{table(heads, rows, left=2)}\n\nNo intervals: {refusal}.".replace(base, base[:7]))
-    score = next(
-        name for name in ("execution_accuracy", "next_token_accuracy") if any(d.measure == name for d in found)
-    )
-    first = [difference for difference in found if difference.measure == score]
-    rest = [difference for difference in found if difference.measure != score]
+        scores = table(["artifact", "metric", "before", "after"], summary_rows(before, after), left=2)
+        return section("Scores", f"{scores}\n\nNo intervals: {refusal}.".replace(base, base[:7]))
+    headline = [difference for difference in found if difference.metric == after.get("metric")]
+    rest = [difference for difference in found if difference.metric != after.get("metric")]
     return section(
         "Scores",
-        f"{difference_table(first)}\n\nIn brackets the 95 % interval of the change on the same rows (paired bootstrap "
-        "over groups): one that holds 0 shows no difference.\n\n"
-        f"<details><summary>Other measures</summary>\n\n{difference_table(rest)}\n\n</details>",
+        f"{difference_table(headline)}\n\nIn brackets the 95 % interval of the change on the same rows (paired "
+        "bootstrap over groups): one that holds 0 shows no difference.\n\n"
+        f"<details><summary>Other metrics</summary>\n\n{difference_table(rest)}\n\n</details>",
     )
 
 
-def served_table(params: Params, before: Reader, after: Reader) -> str | None:
-    """Size and speed of each GGUF that was scored."""
-    rows = []
-    for artifact in params.evaluate.artifacts:
-        if artifact in ("base", "adapter", "merged"):
-            continue
-        old, new = artifact_metrics(artifact, before), artifact_metrics(artifact, after)
-        cells = [f"{number(old.get(name))} → {number(new.get(name))}" for name in SERVED]
-        rows.append([artifact, *cells])
-    if not rows:
-        return "No GGUF is scored (`evaluate.artifacts` in params.yaml)."
-    return table(["GGUF", *SERVED.values()], rows) + "\n\nSpeed is of the machines that ran it, which may differ."
+def summary_rows(before: dict, after: dict) -> list[list[str]]:
+    """Score and loss of each artifact as the two summaries have them."""
+    metrics = {"score": after.get("metric"), "loss": "loss"}
+    return [
+        [artifact, metric.replace("_", " "), *(show(metric, one.get(key, {}).get(artifact)) for one in (before, after))]
+        for artifact in after.get("loss", {})
+        for key, metric in metrics.items()
+    ]
+
+
+def size_table(before: dict, after: dict) -> str | None:
+    """The size of each artifact, if one changed."""
+    old, new = before.get("size_mb", {}), after.get("size_mb", {})
+    if old == new:
+        return None
+    rows = [[artifact, show("size_mb", old.get(artifact)), show("size_mb", new[artifact])] for artifact in new]
+    return table(["artifact", "MB before", "MB after"], rows)
 
 
 def loss_chart(before: Reader, after: Reader) -> str | None:
-    """The loss curves as a Mermaid chart: GitHub draws it in comments, where it takes no pictures of a workflow."""
+    """The loss curves as a Mermaid chart, which GitHub draws in comments; it shows no pictures of a workflow there."""
     drawn = {"grey: before": loss_curve(before("plots/loss.csv")), "blue: after": loss_curve(after("plots/loss.csv"))}
     drawn = {name: curve for name, curve in drawn.items() if curve}
     if not drawn:
@@ -210,16 +200,16 @@ def loss_chart(before: Reader, after: Reader) -> str | None:
 
 
 def last_loss(read: Reader) -> str:
-    return number(json.loads(read("metrics/summary.json") or "{}").get("train", {}).get("validation_loss"))
+    return number(read_summary(read).get("validation_loss"))
 
 
 def loss_curve(text: str | None) -> list[float]:
-    """The training loss at POINTS even distances, each the mean of what lies around it; [] if there is no curve."""
-    lines = csv.DictReader(io.StringIO(text or ""))
-    losses = [float(line["loss"]) for line in lines if line.get("split", "training") == "training" and line["loss"]]
-    edges = [round(at * len(losses) / POINTS) for at in range(POINTS + 1)]
-    parts = [losses[begin : max(end, begin + 1)] for begin, end in itertools.pairwise(edges)]
-    return [mean(part) for part in parts if part]
+    """The training loss at POINTS equal distances, each the mean of the steps around it; [] if there is no curve."""
+    if not text:
+        return []
+    log = pandas.read_csv(io.StringIO(text))
+    losses = log.loc[log["split"] == "training", "loss"].to_numpy()
+    return [float(part.mean()) for part in np.array_split(losses, min(POINTS, len(losses)))] if len(losses) else []
 
 
 if __name__ == "__main__":

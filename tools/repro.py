@@ -3,7 +3,7 @@
 import os
 import sys
 
-from qlora.recipe.params import load_params
+from qlora.recipe.load import load_params
 from qlora.runtime.console import run_stage
 from tools import one_run
 

@@ -8,7 +8,7 @@ where a conversation opens with none. Elsewhere than on loopback it asks for the
 
 import argparse
 
-from qlora.recipe.params import load_params
+from qlora.recipe.load import load_params
 from qlora.runtime.console import Refusal, run_stage, summary
 from tools import serving, web_ui
 

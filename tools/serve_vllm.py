@@ -11,16 +11,17 @@ import os
 import tempfile
 from pathlib import Path
 
-from transformers import AutoConfig
-
-from qlora.llama_cpp import tools as llama_cpp
-from qlora.recipe.params import VLLM_TYPES, load_params
-from qlora.rows import chat
+from qlora.gguf.modelfile import CONTEXT
+from qlora.recipe.artifacts import ARTIFACTS, VLLM_TYPES
+from qlora.recipe.load import load_params
+from qlora.rows.chat import load_chat
+from qlora.runtime import machine
 from qlora.runtime.console import Refusal, run_stage, summary
 from tools import serving
 
+from transformers import AutoConfig
+
 ENVIRONMENT = Path(".venv-vllm")
-CONTEXT = 8192  # tokens a request, where the model was trained on that many
 
 
 def main() -> None:
@@ -38,19 +39,18 @@ def serve() -> None:
     options, more = parser.parse_known_args()
     params = load_params()
     key = serving.check_key(options.host, "VLLM_API_KEY")
-    folder = Path("models") / options.artifact
+    artifact = ARTIFACTS[options.artifact]
+    folder = artifact.folder
     if not (folder / "config.json").is_file():
-        if options.artifact == "merged":
-            raise Refusal(f"{folder} is not there; run `dvc repro merge`, which makes it")
-        if options.artifact not in params.vllm.types:
+        if artifact.name in VLLM_TYPES and artifact.name not in params.vllm.types:
             raise Refusal(f"{folder} is not there; add it to vllm.types (params.yaml), and `make llm-compressor repro`")
-        raise Refusal(f"{folder} is not there; run `dvc repro quantize-vllm@{options.artifact}`, which makes it")
+        raise Refusal(f"{folder} is not there; run `dvc repro {artifact.stage}`, which makes it")
     python = ENVIRONMENT / "bin/python"
     if not python.exists():
         raise Refusal(f"there is no {ENVIRONMENT}: run `make serve-vllm`, which makes it")
 
     length = AutoConfig.from_pretrained(folder).get_text_config().max_position_embeddings
-    template = chat.load_tokenizer(folder).get_chat_template()  # from whichever file holds it
+    template = load_chat(folder).tokenizer.get_chat_template()  # from whichever file holds it
     with tempfile.TemporaryDirectory() as work:
         jinja = Path(work) / "chat_template.jinja"
         jinja.write_text(serving.with_system_prompt(template, params.data.system_prompt), encoding="utf-8")
@@ -68,7 +68,7 @@ def serve() -> None:
         arguments = [part for pair in settings.items() for part in pair]
         command = [python, "-m", "vllm.entrypoints.openai.api_server", *arguments, *more]
         quiet = os.environ | {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}  # nothing leaves the machine
-        process = llama_cpp.start([str(part) for part in command], quiet, start_new_session=True)
+        process = machine.start([str(part) for part in command], quiet, start_new_session=True)
         url = f"http://{options.host}:{options.port}"
         summary(
             f"serving {folder} with vLLM",

@@ -1,4 +1,4 @@
-"""What every way of serving shares: which artifact, its GGUF, the recipe's prompt, room in memory, and the process.
+"""What all ways of serving share: the artifact, its GGUF, the recipe's system prompt, memory, and the server's process.
 
 Answers come from the llama-server that `evaluate` scored the same file with.
 """
@@ -7,7 +7,6 @@ import hashlib
 import ipaddress
 import json
 import os
-import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,28 +14,32 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from gguf import GGUFReader
-
+from qlora.gguf.modelfile import CONTEXT
 from qlora.llama_cpp import server as llama_server
 from qlora.llama_cpp import tools as llama_cpp
-from qlora.recipe.params import VLLM_TYPES, Params
-from qlora.runtime import cpus, user_cache
+from qlora.recipe.artifacts import ARTIFACTS, BASE_RECORD, VLLM_TYPES
+from qlora.recipe.schema import Params
+from qlora.reporting import summary
+from qlora.runtime import machine
 from qlora.runtime.console import Refusal
 from qlora.source import base_model
-from qlora.training.device import available_memory
 
-MODELS = Path("models")
+from gguf import GGUFReader
+
 SLOTS = 8  # requests answered at once; on a CPU more of them answer no more tokens a second
-CONTEXT = 8192  # tokens a request, where the model was trained on that many and the memory holds them
-KV_SHARE = 0.5  # of the memory that the weights leave free: activations and other programs need some, too
+KV_SHARE = 0.5  # of the memory that the weights leave free; activations and other programs need some, too
 KV_BYTES = 2  # of one float16 number
 
 
 @dataclass(frozen=True)
 class Room:
-    """What the memory allows: `context` tokens (prompt and answer) for each of `slots` requests at a time.
+    """What fits into the memory.
 
-    kv_bytes: what keys and values of all of them take; cache_mb: what may be kept of earlier prompts.
+    Attributes:
+        context: Tokens of prompt and answer, for each request.
+        slots: Requests at a time.
+        kv_bytes: Keys and values of all of them.
+        cache_mb: For keys and values of earlier prompts.
     """
 
     context: int
@@ -47,11 +50,8 @@ class Room:
 
 def default_artifact(params: Params) -> str:
     """The GGUF to ship: the last of gguf.types whose gates held at the last report, if there is one."""
-    try:
-        broken = json.loads(Path("metrics/summary.json").read_text(encoding="utf-8")).get("gates_broken", {})
-    except FileNotFoundError:
-        broken = {}
-    return next((type_ for type_ in reversed(params.gguf.types) if not broken.get(type_)), params.gguf.types[-1])
+    broken = {gate.partition(".")[0] for gate in summary.broken_gates(summary.read())}
+    return next((type_ for type_ in reversed(params.gguf.types) if type_ not in broken), params.gguf.types[-1])
 
 
 def find_gguf(artifact: str, params: Params) -> Path:
@@ -66,22 +66,22 @@ def find_gguf(artifact: str, params: Params) -> Path:
         raise Refusal(f'{artifact} is for vLLM: make serve-vllm ARGS="--artifact {artifact}"')
     if artifact == "base":
         return _convert_base()
-    name = "bf16" if artifact == "merged" else artifact  # the same weights
-    gguf = MODELS / name / "model.gguf"
-    if not gguf.is_file():
-        known = ["base", "merged", "bf16", *params.gguf.types]
-        if artifact not in known:
-            raise Refusal(f"{artifact!r} is no artifact that can be served; choose from {', '.join(known)}")
-        stage = "convert-gguf" if name == "bf16" else f"quantize-gguf@{name}"
-        raise Refusal(f"{gguf} is not there; run `dvc repro {stage}` (or `dvc pull {gguf.parent}`), which makes it")
-    return gguf
+    known = ["base", "merged", "bf16", *params.gguf.types]
+    served = ARTIFACTS.get("bf16" if artifact == "merged" else artifact)  # the same weights
+    if served is None or not (served.gguf.is_file() or artifact in known):
+        raise Refusal(f"{artifact!r} is no artifact that can be served; choose from {', '.join(known)}")
+    if not served.gguf.is_file():
+        raise Refusal(
+            f"{served.gguf} is not there; run `dvc repro {served.stage}`, which makes it, or `dvc pull {served.folder}`"
+        )
+    return served.gguf
 
 
 def _convert_base() -> Path:
-    record = MODELS / "base" / base_model.RECORD
+    record = ARTIFACTS["base"].folder / BASE_RECORD
     if not record.is_file():
         raise Refusal(f"{record} is not there; run `dvc repro fetch-base`, which makes it")
-    cache = user_cache.folder("gguf")
+    cache = machine.cache_folder("gguf")
     gguf = cache / f"{hashlib.sha256(record.read_bytes()).hexdigest()[:16]}.gguf"
     if not gguf.is_file():
         cache.mkdir(parents=True, exist_ok=True)
@@ -92,10 +92,10 @@ def _convert_base() -> Path:
 
 
 def check_key(host: str, variable: str) -> str | None:
-    """The key that the server will ask for, from the environment: a command line is for everyone to see.
+    """The API key that the server asks for, from the environment, because others can see a command line.
 
     Raises:
-        Refusal: if there is none and others than this machine can reach `host`.
+        Refusal: if there is none and other machines can reach `host`.
     """
     key = os.environ.get(variable)
     try:
@@ -117,9 +117,9 @@ def read_gguf(path: Path) -> GGUFReader:
 
 
 def with_system_prompt(own: str, system_prompt: str | None) -> str:
-    """The chat template `own`, but putting the recipe's system prompt before a conversation that opens with none.
+    """The chat template `own`, which adds the recipe's system prompt to a conversation without one.
 
-    Neither llama-server nor vLLM has an option for a system prompt; the template is where every request passes.
+    Neither llama-server nor vLLM has an option for a system prompt, and every request goes through the template.
     """
     if not system_prompt:
         return own
@@ -168,13 +168,11 @@ def room(gguf: Path, params: Params, context: int | None = None, slots: int | No
 
 
 def _free_memory() -> int:
-    """Bytes of RAM that are free, or of the GPU if there is one and it has less."""
-    available = available_memory()
-    if llama_cpp.gpu_is_present():
-        query = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
-        listed = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()
-        available = min(available, sum(map(int, listed)) * 2**20)
-    return available
+    """Bytes of RAM that are free, or of the GPUs if there are any and they have less."""
+    free = [machine.available_memory()]
+    if gpus := machine.gpus():
+        free.append(sum(gpu.free for gpu in gpus))
+    return min(free)
 
 
 @contextmanager
@@ -210,7 +208,7 @@ def serve(
             "--alias": artifact,
             "--ctx-size": room.context * room.slots,
             "--parallel": room.slots,
-            "--threads": cpus.count(),
+            "--threads": machine.cpu_count(),
             "--cache-ram": room.cache_mb,
             "--chat-template-file": jinja,
             "--cors-origins": "localhost",  # no web page from elsewhere may ask it behind a person's back

@@ -1,8 +1,8 @@
 """Build llama.cpp's web UI, once, into a per-user cache: `make ui`.
 
-From the same pinned sources as the server itself, with the packages that its lock file pins: the prebuilt ones on the
-registries are another commit's, inside other binaries (xllamacpp). It needs Node.js, minutes and, while it builds,
-1 GB, so the pipeline does without. The server is not linked with it but serves the folder: either can be built first.
+It is built from the server's own pinned sources with the packages that its lock file pins; prebuilt UIs on the
+registries are of other commits. The build takes Node.js, minutes and 1 GB, and the pipeline does not need the UI.
+llama-server serves the folder, so server and UI can be built in any order.
 """
 
 import shutil
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from qlora.llama_cpp import tools as llama_cpp
 from qlora.runtime.console import Refusal, run_stage
-from tools import llama_cpp_build as llama_cpp_install
+from tools import llama_cpp_build
 
 NODE = 20  # the oldest major version that the UI's build tools take
 
@@ -20,7 +20,7 @@ NODE = 20  # the oldest major version that the UI's build tools take
 def main() -> None:
     target = folder()
     target.parent.mkdir(parents=True, exist_ok=True)
-    with llama_cpp_install.locked(target.with_name(f"{target.name}.lock")):
+    with llama_cpp_build.locked(target.with_name(f"{target.name}.lock")):
         if not target.is_dir():
             check_node()
             with tempfile.TemporaryDirectory(prefix=f"{target.name}.", dir=target.parent) as work:
@@ -45,7 +45,7 @@ def check_node() -> None:
 def build(work: Path) -> Path:
     """Build the UI in `work` and return the folder that holds its pages."""
     print("web UI: downloading llama.cpp's sources (77 MB)", flush=True)
-    llama_cpp_install.unpack(llama_cpp_install.download(work), work, only="tools/ui/")
+    llama_cpp_build.unpack(llama_cpp_build.download(work), work, only="tools/ui/")
     source = work / "tools/ui"
     # No package's own scripts run: none of those that the build needs has one that matters.
     npm = ["npm", "--prefix", source, "--no-audit", "--no-fund"]
