@@ -1,10 +1,10 @@
-"""How much faster the default recipe trains on this CPU than trl does with its usual settings, on the same rows.
+"""How much faster params.yaml trains on this CPU than the same rows do with trl's usual settings.
 
     python -m benchmarks.cpu_speed              # after `dvc repro prepare-dataset`
 
-Trains params.yaml with the pipeline's own trainer, and with trl's with padded rows and dropout 0.05 (no checkpointing,
-which would be slower still). The two take turns step by step, so that whatever else runs on the machine disturbs both
-alike; printed are the medians.
+Compares the pipeline's trainer with trl's on padded rows with dropout 0.05 (without activation checkpointing, which
+would be slower still). The two take turns step by step, so other work on the machine slows both equally. Prints median
+speeds and the losses.
 """
 
 import argparse
@@ -15,38 +15,43 @@ import threading
 import time
 from pathlib import Path
 
+from qlora.recipe.load import load_params
+from qlora.recipe.schema import Params
+from qlora.rows.chat import Chat, load_chat
+from qlora.rows.loss_mask import Encoded
+from qlora.rows.prepared import read_encoded
+from qlora.runtime.console import run_stage
+from qlora.source import base_model
+from qlora.training import device, layout, packing
+from qlora.training.packing import Steps
+from qlora.weights import loading
+from qlora.weights.architecture import skeleton
+from stages.quantize_load_train import load_model, make_trainer
+
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
-from qlora.recipe.params import load_params
-from qlora.rows import chat
-from qlora.runtime.console import run_stage
-from qlora.source import base_model
-from qlora.training import device, layout, memory_plan
-from qlora.weights import loading as models
-from stages.quantize_load_train import PREPARED, SPLITS, load_model, make_trainer, plan_steps, read_encoded
-
 WARM_UP = 1  # steps that are not timed
-PATIENCE = 600  # seconds
+PATIENCE = 600  # seconds to wait for the other trainer's step
 
 
 class Turns(TrainerCallback):
-    """Lets a trainer do one step whenever it is its turn, and notes the seconds."""
+    """Lets two trainers take turns step by step, and measures the seconds of each step."""
 
-    def __init__(self, mine: threading.Semaphore, others: threading.Semaphore):
-        self.mine, self.others = mine, others
+    def __init__(self, own: threading.Semaphore, other: threading.Semaphore):
+        self.own, self.other = own, other
         self.seconds: list[float] = []
 
     def on_step_begin(self, *args, **kwargs):
-        if not self.mine.acquire(timeout=PATIENCE):
+        if not self.own.acquire(timeout=PATIENCE):
             raise TimeoutError(f"the other trainer has not ended its step within {PATIENCE} seconds")
         self.begin = time.perf_counter()
 
     def on_step_end(self, *args, **kwargs):
         self.seconds.append(time.perf_counter() - self.begin)
-        self.others.release()
+        self.other.release()
 
 
 def main() -> None:
@@ -56,61 +61,55 @@ def main() -> None:
     if arguments.steps <= WARM_UP:
         sys.exit(f"error: the first {WARM_UP} steps are not timed: take more --steps")
     params = load_params()
+    never = arguments.steps + 1
     train = params.train.model_copy(
-        update={
-            "max_steps": arguments.steps,
-            "eval_steps": arguments.steps + 1,
-            "checkpoint_steps": arguments.steps + 1,
-        }
+        update={"max_steps": arguments.steps, "eval_steps": never, "checkpoint_steps": never}
     )
     params = params.model_copy(update={"train": train})
     base = base_model.fetch(params.model)
-    tokenizer = chat.load_tokenizer(base)
-    stops = chat.stop_ids(tokenizer, base)
-    rows = {split: read_encoded(PREPARED / f"{split}.jsonl", train, tokenizer, stops) for split in SPLITS}
-    shape = layout.shape_of(models.skeleton(base), params.lora)
-    plan = memory_plan.predict_on_cpu(shape, layout.CPU_PACK_TOKENS, train.optimizer)
+    chat = load_chat(base)
+    rows = {split: read_encoded(split, chat, train.max_length) for split in ("train", "validation")}
+    lengths = [len(row.input_ids) for row in rows["train"]]
     here = device.cpu()
-    steps = plan_steps(rows["train"], plan.pack_tokens, train, here.count)
+    plan = layout.lay_out(layout.shape_of(skeleton(base), params.lora), lengths, train, here)
+    steps = packing.plan(lengths, train, plan.pack_tokens)
 
     first, second = threading.Semaphore(1), threading.Semaphore(0)
     turns = {"trl": Turns(first, second), "here": Turns(second, first)}
     with tempfile.TemporaryDirectory() as checkpoints:
         set_seed(train.seed)
         trainers = {
-            "trl": trl_trainer(params, base, tokenizer, rows["train"], steps, checkpoints),
+            "trl": trl_trainer(params, base, chat, rows["train"], steps, checkpoints),
             "here": make_trainer(
-                params, load_model(params, base, plan, here), tokenizer, rows, steps, plan, here, Path(checkpoints)
+                params, load_model(params, base, plan, here), chat, rows, steps, plan, here, Path(checkpoints)
             ),
         }
         for name, trainer in trainers.items():
             trainer.add_callback(turns[name])
         other = threading.Thread(target=trainers["trl"].train, daemon=True)
         other.start()
-        trainers["here"].train()  # in the main thread, since it minds signals
+        trainers["here"].train()  # in the main thread, because it handles signals
         other.join()
 
-    lengths = [len(row.input_ids) for row in rows["train"]]
-    tokens = [sum(lengths[row] for pack in step for row in pack) for step in steps]
     rates = {
         name: statistics.median(
-            count / seconds for count, seconds in list(zip(tokens, turn.seconds, strict=True))[WARM_UP:]
+            count / seconds for count, seconds in list(zip(steps.tokens, turn.seconds, strict=True))[WARM_UP:]
         )
         for name, turn in turns.items()
     }
-    print(f"\n{len(steps)} steps of {train.batch_size} rows, {sum(tokens) / len(tokens):.0f} tokens")
+    print(f"\n{len(steps)} steps of {train.batch_size} rows, {sum(steps.tokens) / len(steps):.0f} tokens")
     for name, rate in rates.items():
         loss = [entry["loss"] for entry in trainers[name].state.log_history if "loss" in entry]
         print(f"{name:<5} {rate:>7.1f} tokens a second, loss {loss[0]:.3f} to {loss[-1]:.3f}")
     print(f"{rates['here'] / rates['trl']:.2f} times as fast")
 
 
-def trl_trainer(params, base: Path, tokenizer, rows, steps, output: str) -> SFTTrainer:
+def trl_trainer(params: Params, base: Path, chat: Chat, rows: list[Encoded], steps: Steps, output: str) -> SFTTrainer:
     """trl's trainer with dropout, on padded batches of the same rows."""
     lora, train = params.lora, params.train
-    order = [rows[at] for step in steps for pack in step for at in pack]
+    order = [rows[row] for pack in steps.packs for row in pack]
     return SFTTrainer(
-        models.load_base(base, params.quantization),
+        loading.load_base(base, params.quantization),
         SFTConfig(
             output_dir=output,
             per_device_train_batch_size=train.batch_size,
@@ -133,7 +132,7 @@ def trl_trainer(params, base: Path, tokenizer, rows, steps, output: str) -> SFTT
         train_dataset=Dataset.from_list(
             [{"input_ids": list(row.input_ids), "labels": list(row.labels)} for row in order]
         ),
-        processing_class=tokenizer,
+        processing_class=chat.tokenizer,
         peft_config=LoraConfig(
             r=lora.r,
             lora_alpha=lora.alpha,

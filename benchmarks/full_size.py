@@ -1,11 +1,11 @@
-"""Every stage at full size: seconds, peak RAM, peak GPU memory and disk of each, for a recipe's own shape.
+"""Every stage at full size: seconds, peak RAM, peak GPU memory and disk of each, for a recipe's model shape.
 
     python -m benchmarks.full_size --recipe llama3-8b-sql --folder /scratch/full-size
 
-Writes a model of the recipe's shape with random weights (and the embedded model's tokenizer) and runs the stages one
-after another as the pipeline does, but without DVC: what no later stage reads is removed at once, so 60 GB of disk do
-for 8 billion parameters. Rows are the built-in ones. Nothing that is measured depends on the weights' values; scores
-mean nothing here. Lines come as the stages end; a stage that fails ends the run with its last lines.
+Writes a model of the recipe's shape with random weights and the embedded model's tokenizer, and runs the stages in the
+pipeline's order on the built-in rows. DVC is left out, and a folder is removed as soon as no later stage reads it, so
+8 billion parameters need 60 GB of disk. No measurement depends on the weights' values; scores mean nothing here. One
+line is printed when a stage ends; a stage that fails ends the benchmark with the end of its output.
 """
 
 import argparse
@@ -14,33 +14,25 @@ import shutil
 import sys
 from pathlib import Path
 
+from benchmarks.parts import folder_model, measure
+from benchmarks.parts.measure import REPO
+from benchmarks.parts.shapes import REHEARSAL, SHAPES
+
 from ruamel.yaml import YAML
 
-from benchmarks import measure, random_model
-from benchmarks.shapes import SHAPES
-
-REPO = Path(__file__).parents[1]
 SHAPE_OF = {"llama3-8b-sql": "llama3-8b", "mistral-7b-guanaco": "mistral-7b"}
-WIDTHS_OF_A_REHEARSAL = {
-    "hidden_size": 256,
-    "intermediate_size": 512,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 50000,
-}
-COPY = "cp of the model"  # what merge is held against
+COPY = "cp of the model"  # merge is compared with it
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", choices=SHAPE_OF, default="llama3-8b-sql")
-    parser.add_argument("--folder", type=Path, required=True, help="where to work; what is there already is kept")
+    parser.add_argument("--folder", type=Path, required=True, help="working folder; a model in it is used again")
     parser.add_argument("--steps", type=int, default=200, help="optimizer steps")
     parser.add_argument("--test-rows", type=int, default=16)
     parser.add_argument("--imatrix-rows", type=int, default=8)
     parser.add_argument("--types", nargs="+", default=["Q4_K_M"])
-    parser.add_argument("--only", nargs="+", help="of the lines, by their names; the others are taken as done")
+    parser.add_argument("--only", nargs="+", help="names of the stages to run; the others count as done")
     parser.add_argument("--rehearse", action="store_true", help="a model of a few million parameters instead")
     options = parser.parse_args()
     work = options.folder.resolve()
@@ -61,12 +53,12 @@ def main() -> None:
 
 
 def make_folder(work: Path, options: argparse.Namespace) -> int:
-    """Lay out the model, the rows and params.yaml; return the number of parameters."""
+    """Write the model, the rows and params.yaml; return the number of parameters."""
     (work / "data/raw").mkdir(parents=True)
     config, _ = SHAPES[SHAPE_OF[options.recipe]]
     if options.rehearse:
-        config.update(WIDTHS_OF_A_REHEARSAL)
-    parameters = random_model.write(work / "base", config)
+        config.update(REHEARSAL)
+    parameters = folder_model.write(work / "base", config)
     params = YAML().load(REPO / f"recipes/{options.recipe}.yaml")
     with (REPO / "data/raw/text2sql.jsonl").open() as file:
         rows = [json.loads(line) for line in file]
@@ -85,7 +77,7 @@ def make_folder(work: Path, options: argparse.Namespace) -> int:
 
 
 def stages(types: list[str]) -> list[tuple[str, list[str], list[str]]]:
-    """Name, module with arguments, and the folders that nothing reads any more once it has run."""
+    """Of each stage: name, module with arguments, and the folders that no later stage reads."""
 
     def evaluate(artifact: str) -> tuple[str, list[str], list[str]]:
         return f"evaluate@{artifact}", ["stages.evaluate", "--artifact", artifact], []

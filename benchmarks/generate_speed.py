@@ -1,10 +1,10 @@
-"""How long it takes a GPU to answer the rows of a text-to-SQL test, as `evaluate` does it.
+"""How long a GPU takes to answer the rows of a text-to-SQL test, as `evaluate` does.
 
     python -m benchmarks.generate_speed --shape llama3-8b --rows 1000
 
-A model of the given shape with random weights answers prompts of 130 tokens on average with so many tokens each,
-through `qlora.scoring.transformers_run.generate`: plain in bf16 (base and merged), and in NF4 with an adapter, dequantized where
-the memory holds it (the adapter) and not (the adapter on a small card).
+A model of the given shape with random weights answers prompts of 130 tokens on average, through
+`qlora.scoring.transformers_run.generate`: in bf16 (as base and merged are scored), in NF4 with an adapter and
+dequantized weights (the adapter), and in NF4 with an adapter (the adapter on a GPU with little memory).
 """
 
 import argparse
@@ -13,15 +13,15 @@ import random
 import sys
 from concurrent.futures import ProcessPoolExecutor
 
+from benchmarks.parts.nf4_model import random_model
+from benchmarks.parts.shapes import SHAPES
+from benchmarks.parts.training import lora
+from qlora.scoring import transformers_run
+from qlora.weights import loading
+
 import torch
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM
-
-from benchmarks.recipe import random_model
-from benchmarks.shapes import SHAPES
-from benchmarks.train_speed import lora
-from qlora.scoring import transformers_run as hf_inference
-from qlora.weights import loading as models
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--answer-tokens", type=int, default=25)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--models", nargs="+", choices=BUILD, default=list(BUILD))
-    parser.add_argument("--capacity-gb", type=float, help="use no more GPU memory than this, like a smaller card")
+    parser.add_argument("--capacity-gb", type=float, help="GPU memory to use at most, as on a smaller card")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("error: this benchmark measures a GPU and there is none")
@@ -47,18 +47,18 @@ def main() -> None:
 
 
 def measure(name: str, arguments: argparse.Namespace) -> tuple[float, int]:
-    """Seconds that the answers took, and the peak memory in bytes."""
+    """Seconds for all answers, and the peak memory in bytes."""
     if arguments.capacity_gb:
         torch.cuda.set_per_process_memory_fraction(arguments.capacity_gb * 1e9 / torch.cuda.mem_get_info()[1])
     model = BUILD[name](arguments.shape).eval()
     draw = random.Random(0)
     lengths = [max(40, min(1024, int(draw.lognormvariate(4.8, 0.4)))) for _ in range(arguments.rows)]
     prompts = [[draw.randrange(3, model.config.vocab_size) for _ in range(length)] for length in lengths]
-    answers, seconds = hf_inference.generate(
+    answers, seconds = transformers_run.generate(
         model, prompts, [], 0, arguments.answer_tokens, arguments.batch_size, lambda done: None
     )
     if any(len(answer.ids) != arguments.answer_tokens for answer in answers):
-        sys.exit("error: an answer has another length than was asked for")
+        sys.exit(f"error: an answer does not have {arguments.answer_tokens} tokens")
     return seconds, torch.cuda.max_memory_allocated()
 
 
@@ -75,7 +75,7 @@ def nf4(shape: str):
 def dequantized(shape: str):
     config, adapter = SHAPES[shape]
     model = random_model(config, "sdpa", torch.device("cuda"))
-    models.dequantize(model)
+    loading.dequantize(model)
     return get_peft_model(model, lora(0.0, **adapter))
 
 

@@ -1,11 +1,10 @@
-"""How long `merge` takes and how much memory it needs, next to copying the files.
+"""How long `merge` takes and how much memory it needs, compared with copying the files.
 
     python -m benchmarks.merge --layers 4 --base full dequantized
 
-Writes a model of Llama-3-8B's widths with random weights (and as many layers as asked for) into a temporary folder,
-and an adapter of random matrices; copies the model; then runs the stage, as the pipeline does. The bounds that it is
-held to: at most twice the seconds of copying (and what Python and torch take to start), at most 6 GB of RAM above the
-largest shard.
+Writes a model of Llama-3-8B's widths and an adapter, both with random weights, into a temporary folder; copies the
+model; then runs the stage as the pipeline does. Exits with status 1 beyond these bounds: twice the seconds of copying
+(the start of Python and torch not counted), and 6 GB of RAM above the largest shard.
 """
 
 import argparse
@@ -16,27 +15,32 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.parts import folder_model, measure
+from benchmarks.parts.measure import REPO
+from benchmarks.parts.shapes import SHAPES
+from qlora.recipe.artifacts import ARTIFACTS, BASE_RECORD
+from qlora.recipe.schema import Model, Quantization
+from qlora.rows.prepared import split_file
+from qlora.runtime.outputs import write_json
+from qlora.source import base_model
+from qlora.weights.files import shards, weights_bytes
+from qlora.weights.loading import QUANTIZATION
+
 import torch
 from peft import LoraConfig, get_peft_model
 from ruamel.yaml import YAML
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from benchmarks import measure, random_model
-from benchmarks.shapes import SHAPES
-from qlora.recipe.params import Model, Quantization
-from qlora.runtime.outputs import write_json
-from qlora.source import base_model
-
-REPO = Path(__file__).parents[1]
 MARGIN = 6e9  # bytes of RAM above the largest shard
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=32, help="of Llama-3-8B's; 32 are 16 GB, and as much is written")
+    parser.add_argument("--layers", type=int, default=32, help="of Llama-3-8B's 32, which take 16 GB and write as much")
     parser.add_argument("--shard-gb", type=float, default=5.0)
     parser.add_argument("--base", nargs="+", choices=("full", "dequantized"), default=["full", "dequantized"])
-    parser.add_argument("--folder", type=Path, help="where to work; the system's temporary folder by default")
+    parser.add_argument("--folder", type=Path, help="working folder; default: the system's temporary folder")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as work:
         within = compare(Path(work), options)
@@ -44,11 +48,11 @@ def main() -> None:
 
 
 def compare(work: Path, options: argparse.Namespace) -> bool:
-    """Print a line for each way; return whether all are within the bounds."""
+    """Print a line for each merge base; return whether all are within the bounds."""
     prepare(work, options.layers, options.shard_gb * 1e9)
     base = work / "base"
-    shard = max(path.stat().st_size for path in base_model.shards(base))
-    print(f"{base_model.weights_bytes(base) / 1e9:.1f} GB in {len(base_model.shards(base))} shards")
+    shard = max(path.stat().st_size for path in shards(base))
+    print(f"{weights_bytes(base) / 1e9:.1f} GB in {len(shards(base))} shards")
     copying = copy_seconds(base, work / "copy")
     print(f"{'copying':<20} {copying:6.1f} s", flush=True)
     _, start = measure.run([sys.executable, "-c", "import stages.merge"], REPO, work / "log")
@@ -73,22 +77,22 @@ def compare(work: Path, options: argparse.Namespace) -> bool:
             flush=True,
         )
         print("  " + (work / "log").read_text().rpartition("\n\n")[2].strip().replace("\n", "\n  "))
-        shutil.rmtree(work / "models/merged", ignore_errors=True)
+        shutil.rmtree(work / ARTIFACTS["merged"].folder, ignore_errors=True)
     return within
 
 
 def prepare(work: Path, layers: int, shard_bytes: float) -> None:
-    """The folder as merge finds it: base model, adapter, a few validation rows."""
+    """Write what merge reads: base model, adapter, a few validation rows."""
     config, _ = SHAPES["llama3-8b"]
     config.num_hidden_layers = layers
-    random_model.write(work / "base", config, shard_bytes)
+    folder_model.write(work / "base", config, shard_bytes)
     record = base_model.describe(Model(id=str(work / "base")), work / "base")
     with torch.device("meta"):
         model = get_peft_model(
             AutoModelForCausalLM.from_config(config),
             LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
         )
-    adapter = work / "models/adapter"
+    adapter = work / ARTIFACTS["adapter"].folder
     adapter.mkdir(parents=True)
     generator = torch.Generator().manual_seed(0)
     tensors = {
@@ -97,19 +101,20 @@ def prepare(work: Path, layers: int, shard_bytes: float) -> None:
         if p.requires_grad
     }
     model.peft_config["default"].save_pretrained(adapter)
-    random_model.save_file(tensors, adapter / "adapter_model.safetensors", {"format": "pt"})
-    write_json(adapter / base_model.RECORD, record)
-    write_json(adapter / "quantization.json", Quantization().model_dump())
+    save_file(tensors, adapter / "adapter_model.safetensors", {"format": "pt"})
+    write_json(adapter / BASE_RECORD, record)
+    write_json(adapter / QUANTIZATION, Quantization().model_dump())
     messages = [
         {"role": "user", "content": "How many singers are there?"},
         {"role": "assistant", "content": "SELECT 1"},
     ]
-    (work / "data/prepared").mkdir(parents=True)
-    (work / "data/prepared/validation.jsonl").write_text((json.dumps({"messages": messages}) + "\n") * 8)
+    prepared = work / split_file("validation")
+    prepared.parent.mkdir(parents=True)
+    prepared.write_text((json.dumps({"messages": messages}) + "\n") * 8)
 
 
 def copy_seconds(source: Path, target: Path) -> float:
-    """Seconds that copying the files takes, the better of two."""
+    """Seconds for copying the files, the shorter of two runs."""
     best = float("inf")
     for _ in range(2):
         begin = time.monotonic()

@@ -1,10 +1,10 @@
-"""How long `prepare-dataset` takes and how much memory it needs as the rows grow.
+"""How long `prepare-dataset` takes and how much memory it needs as the number of rows grows.
 
     python -m benchmarks.prepare_scale --rows 50000 200000 1000000
 
-The built-in rows are multiplied: each copy has schemas and tables of its own names, so that no row is a duplicate. For
-each size the stage runs as in the pipeline, on the embedded model's tokenizer. Held to: at most 2 GB of RAM, and
-processor time a row that grows by at most a quarter from the smallest size to the largest.
+The built-in rows are multiplied; each copy renames schemas and tables, so that no row is a duplicate. For each size the
+stage runs as in the pipeline, with the embedded model's tokenizer. Exits with status 1 beyond these bounds: 2 GB of
+RAM, and CPU time a row that grows by a quarter from the first size to the last.
 """
 
 import argparse
@@ -15,16 +15,18 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ruamel.yaml import YAML
-
-from benchmarks import measure
-from qlora.recipe.params import EMBEDDED, Model
+from benchmarks.parts import measure
+from benchmarks.parts.measure import REPO
+from qlora.recipe.artifacts import ARTIFACTS, BASE_RECORD
+from qlora.recipe.schema import EMBEDDED, Model
+from qlora.rows.prepared import PREPARED, SPLITS
 from qlora.runtime.outputs import write_json
 from qlora.source import base_model
 
-REPO = Path(__file__).parents[1]
-RAM = 2e9
-GROWTH = 1.25
+from ruamel.yaml import YAML
+
+RAM = 2e9  # bytes
+GROWTH = 1.25  # of the CPU time a row, from the first size to the last
 
 
 def main() -> None:
@@ -51,20 +53,20 @@ def prepare(work: Path, count: int, record: dict) -> measure.Usage:
     """Run the stage on `count` rows."""
     (work / "data/raw").mkdir(parents=True)
     write_rows(work / "data/raw/rows.jsonl", count)
-    write_json(work / "models/base/base.json", record)
+    write_json(work / ARTIFACTS["base"].folder / BASE_RECORD, record)
     params = YAML().load(REPO / "recipes/smollm2-sql.yaml")
     params["data"].update(source="data/raw/rows.jsonl", train_rows=None, validation_rows=None, test_rows=None)
     YAML().dump(params, work / "params.yaml")
     status, usage = measure.run([sys.executable, "-m", "stages.prepare_dataset"], work, work / "log")
     if status:
         sys.exit((work / "log").read_text()[-2000:])
-    report = json.loads((work / "data/prepared/report.json").read_text())["rows"]
-    assert sum(report[split] for split in ("train", "validation", "test")) >= 0.9 * count, report
+    report = json.loads((work / PREPARED / "report.json").read_text())["rows"]
+    assert sum(report[split] for split in SPLITS) >= 0.9 * count, report
     return usage
 
 
 def write_rows(path: Path, count: int) -> None:
-    """Write the built-in rows again and again, each time with other names of schemas and tables."""
+    """Write `count` rows: copies of the built-in ones, each copy with its own names of schemas and tables."""
     lines = (REPO / "data/raw/text2sql.jsonl").read_text().splitlines()
     with path.open("w") as file:
         for number in range(count):
@@ -79,7 +81,7 @@ def write_rows(path: Path, count: int) -> None:
 
 
 def letters(number: int) -> str:
-    """`number` in letters, since digits make no difference to what counts as a near duplicate."""
+    """`number` in base 26, in letters: names that differ only in digits would count as near duplicates."""
     text = ""
     while True:
         number, digit = divmod(number, 26)

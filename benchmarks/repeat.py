@@ -1,11 +1,11 @@
-"""Whether a GPU gives the same adapter twice, and what that costs.
+"""Whether a GPU makes the same adapter twice, and what that costs.
 
     python -m benchmarks.repeat --shape llama3-8b
 
-Trains the same rows as quantize-load-train does, in processes of their own that compile everything anew: twice as the
-pipeline has it, and twice as PyTorch would by default. The rows' tokens are few (1,000), so that there is something to
-learn and differences can grow. Prints seconds a step, a digest of each adapter and how far the losses of two equal
-runs are apart; exits with status 1 if the pipeline's two adapters are not equal to the byte.
+Trains the same rows four times, each in a fresh process with nothing compiled: twice with the pipeline's settings, and
+twice with PyTorch's defaults. The rows use 1,000 different tokens only, so that there is something to learn and
+differences can grow. Prints seconds a step, a hash of each adapter, and how far the losses of two equal runs are apart.
+Exits with status 1 if the pipeline's two adapters differ in a byte.
 """
 
 import argparse
@@ -15,15 +15,15 @@ import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 
+from benchmarks.parts.clock import WARM_UP
+from benchmarks.parts.shapes import SHAPES
+from benchmarks.parts.training import Job, measure, random_rows
+from qlora.recipe.schema import Train
+from qlora.training.gpu import prepare_gpu
+
 import torch
 
-from benchmarks.recipe import WARM_UP
-from benchmarks.shapes import SHAPES
-from benchmarks.train_speed import Job, measure, random_rows
-from qlora.recipe.params import Train
-from stages.quantize_load_train import prepare_gpu
-
-TOKENS = 1000  # different ones in the rows
+TOKENS = 1000  # of the vocabulary that rows use
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 
 
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def alone(job: Job) -> dict:
-    """Measure in a process of its own, with nothing compiled before."""
+    """Measure in a fresh process, with empty compilation caches."""
     with tempfile.TemporaryDirectory() as cache:
         os.environ.update(dict.fromkeys(CACHES, cache))
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:

@@ -1,10 +1,10 @@
-"""What `make serve` bears, and whether its answers are those that `evaluate` scored.
+"""How much load `make serve` takes, and whether its answers are those that `evaluate` scored.
 
 python -m benchmarks.serve_load [--artifact NAME] [--clients 64] [--seconds 60]
 
-In a folder where the pipeline has run. One client asks the test rows one after another; its answers are scored and
-compared with results/predictions. Then many clients ask them at once: none may fail, and an answer that differs from
-the single client's must do so at a tie of the two most probable tokens. Last the server is killed and started again.
+Needs a completed pipeline run. One client asks the test rows one after another; its answers are scored and compared
+with results/predictions. Then many clients ask at once: no request may fail, and an answer that differs from the single
+client's should do so at a tie of the two most probable tokens. Last the server is killed and started again.
 """
 
 import argparse
@@ -18,8 +18,9 @@ from itertools import count, islice
 from pathlib import Path
 from threading import Lock
 
-from qlora.recipe.params import Params, load_params
-from qlora.rows import jsonl
+from qlora.recipe.load import load_params
+from qlora.recipe.schema import Params
+from qlora.rows import jsonl, prepared
 from qlora.runtime.console import Refusal, run_stage, summary
 from qlora.sql import verdict
 from tools import serving
@@ -31,15 +32,16 @@ def main() -> None:
     artifact = options.artifact or serving.default_artifact(params)
     gguf = serving.find_gguf(artifact, params)
     room = serving.room(gguf, params)
-    rows = [row for _, row in islice(jsonl.read(Path("data/prepared/test.jsonl")), options.rows)]
+    rows = prepared.first("test", options.rows)
     limit = params.evaluate.max_new_tokens
 
     with serving.serve(artifact, gguf, params, room) as server:
         begin = time.monotonic()
         alone = [ask(server.url, row, limit) for row in rows]
         seconds = time.monotonic() - begin
-        one = sum(len(reply["tokens"]) for reply in alone) / seconds
-        summary("one client", {"rows": len(rows), "requests/s": f"{len(rows) / seconds:.2f}", "tokens/s": f"{one:.1f}"})
+        rate = sum(len(reply["tokens"]) for reply in alone) / seconds
+        requests = f"{len(rows) / seconds:.2f}"
+        summary("one client", {"rows": len(rows), "requests/s": requests, "tokens/s": f"{rate:.1f}"})
         compare_with_evaluate(artifact, rows, alone, params)
 
         replies, failures, seconds = ask_at_once(
@@ -57,7 +59,7 @@ def main() -> None:
             {
                 "requests": len(replies),
                 "failed": f"{len(failures)} {failures[:1] or ''}",
-                "tokens/s": f"{tokens / seconds:.1f}, {tokens / seconds / one:.2f} times one client's",
+                "tokens/s": f"{tokens / seconds:.1f}, {tokens / seconds / rate:.2f} times one client's",
                 "other answers": f"{len(differing)} of {len(replies)}",
                 "log-probability between the two tokens there": f"{gaps[0]:.3f} to {gaps[-1]:.3f}" if gaps else "-",
             },
@@ -80,7 +82,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def ask(url: str, row: dict, limit: int) -> dict:
-    """The server's greedy answer to a row's question: its text, tokens, and their two most probable alternatives."""
+    """The server's greedy answer to a row's prompt: its text, whether it stopped, and its tokens with the top two."""
     connection = http.client.HTTPConnection(url.removeprefix("http://"))
     body = {
         "messages": row["messages"][:-1],
@@ -106,7 +108,7 @@ def ask(url: str, row: dict, limit: int) -> dict:
 
 
 def ask_at_once(request: Callable[[int], dict], clients: int, seconds: float) -> tuple[list, list[str], float]:
-    """Let `clients` threads send one request after another: (number, reply) of each, failures, and the time it took."""
+    """Let `clients` threads send requests; return (number, reply) of each, the failures, and the seconds."""
     numbers, lock, begin = count(), Lock(), time.monotonic()
     replies, failures = [], []
 
@@ -125,16 +127,16 @@ def ask_at_once(request: Callable[[int], dict], clients: int, seconds: float) ->
 
 
 def gap_where_they_part(first: dict, other: dict) -> float:
-    """How much more probable (nats) `first` found its own token than the next best, where `other` goes another way."""
+    """The lead of `first`'s token at the first position where `other` has a different one."""
     pairs = zip(first["tokens"], other["tokens"], strict=False)
-    return lead(next((one for one, two in pairs if one["id"] != two["id"]), first["tokens"][-1]))
+    return lead(next((token for token, differing in pairs if token["id"] != differing["id"]), first["tokens"][-1]))
 
 
 def gap_from_text(reply: dict, text: str) -> float:
-    """The same where only the other answer's text is known."""
+    """The lead of `reply`'s token where it departs from another answer, of which only the text is known."""
     said = ""
     for step in reply["tokens"]:
-        # The longest that fits: where " street" was said and the text has " streets", they part here.
+        # The longest match: if `reply` says " street" and the text has " streets", they part here.
         fitting = [top["token"] for top in step["top_logprobs"] if text.startswith(said + top["token"])]
         if max(fitting, key=len, default=None) != step["token"]:
             break
@@ -143,13 +145,13 @@ def gap_from_text(reply: dict, text: str) -> float:
 
 
 def lead(step: dict) -> float:
-    """How much more probable (nats) the most probable token was than the second."""
+    """Log-probability (nats) of the most probable token over the second."""
     best, second = sorted((top["logprob"] for top in step["top_logprobs"]), reverse=True)[:2]
     return best - second
 
 
 def compare_with_evaluate(artifact: str, rows: list[dict], replies: list[dict], params: Params) -> None:
-    """Say how the served answers do against those that `evaluate` wrote."""
+    """Print how the served answers compare with those that `evaluate` wrote."""
     written = jsonl.read(Path(f"results/predictions/{artifact}.jsonl"))
     predictions = [prediction for _, prediction in islice(written, len(rows))]
     facts = {
@@ -175,13 +177,14 @@ def compare_with_evaluate(artifact: str, rows: list[dict], replies: list[dict], 
             databases=settings.databases,
             dialect=params.data.dialect,
         )
+        scored = [prediction["execution_accuracy"] for prediction in predictions]  # None: gold cannot be judged
         facts["same verdict"] = sum(
-            (judged.strict, judged.error) == (prediction["strict"], prediction["error"])
-            for judged, prediction in zip(verdicts, predictions, strict=True)
+            (judged.strict if judged.gold is None else None, judged.error) == (right, prediction["error"])
+            for judged, right, prediction in zip(verdicts, scored, predictions, strict=True)
         )
+        known = [right for right in scored if right is not None]
         facts["execution accuracy"] = (
-            f"{verdict.totals(verdicts)['strict']:.3f} served, "
-            f"{sum(prediction['strict'] for prediction in predictions) / len(rows):.3f} in the predictions"
+            f"{verdict.totals(verdicts)['strict']:.3f} served, {sum(known) / len(known):.3f} in the predictions"
         )
     summary(f"against evaluate@{artifact}, {len(rows)} rows", facts)
 

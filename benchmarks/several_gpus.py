@@ -1,12 +1,12 @@
-"""How much faster several GPUs train than one, and what fits on them that does not fit on one.
+"""How much faster several GPUs train than one, and which models fit on several GPUs only.
 
     python -m benchmarks.several_gpus --shape llama3-8b --devices 1
     python -m benchmarks.several_gpus --shape llama3-8b --devices 2 --parallel ddp
     python -m benchmarks.several_gpus --shape llama-33b --devices 2 --parallel fsdp --capacity-gb 24
 
-Trains as quantize-load-train does, with its own trainer, on a model of the given shape whose random weights are made
-in NF4 layer by layer, and on rows of 1,024 random tokens. Prints one line of JSON: tokens per second of all GPUs
-together, the peak memory of each (of tensors, and with what torch's allocator holds beside them) and each step's loss.
+Trains with the pipeline's trainer on rows of 1,024 random tokens; the model has the given shape and random weights in
+NF4. Prints one line of JSON: tokens per second of all GPUs together, the peak memory of each (allocated by tensors, and
+reserved by torch's allocator), and each step's loss.
 """
 
 import argparse
@@ -17,22 +17,28 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from benchmarks.parts.clock import WARM_UP
+from benchmarks.parts.nf4_model import random_model
+from benchmarks.parts.settings import blank_tokenizer
+from benchmarks.parts.shapes import SHAPES
+from benchmarks.parts.training import random_rows, shape_of
+from qlora.processes import group, launch
+from qlora.recipe.load import load_params
+from qlora.rows.chat import Chat
+from qlora.runtime.console import run_stage
+from qlora.training import layout, packing
+from qlora.training.device import devices_of_run
+from qlora.training.gpu import attention, be_repeatable, prepare_gpu
+from qlora.training.memory import MemoryPlan
+from qlora.training.run import to_the_end
+from stages.quantize_load_train import make_trainer
+
 import torch
 from transformers import TrainerCallback, set_seed
 
-from benchmarks.recipe import WARM_UP, blank_tokenizer, random_model
-from benchmarks.shapes import SHAPES
-from benchmarks.train_speed import random_rows, shape_of
-from qlora.processes import several
-from qlora.recipe.params import load_params
-from qlora.runtime.console import run_stage
-from qlora.training import layout
-from qlora.training.memory_plan import MemoryPlan
-from stages import quantize_load_train
-
 
 class Times(TrainerCallback):
-    """When each step ended; and no validation after the last."""
+    """Notes when each step ends, and leaves the validation after the last step out."""
 
     def __init__(self):
         self.ends: list[float] = []
@@ -45,7 +51,7 @@ class Times(TrainerCallback):
 
 
 def measure(arguments: argparse.Namespace) -> None:
-    """Train, in each of the processes, and let the first one print what came out."""
+    """Train and print the figures. Every process calls this; only rank 0's output is shown."""
     config, adapter = SHAPES[arguments.shape]
     settings = load_params(Path("recipes/llama3-8b-sql.yaml"))
     train = settings.train.model_copy(
@@ -60,38 +66,37 @@ def measure(arguments: argparse.Namespace) -> None:
         }
     )
     params = settings.model_copy(update={"train": train, "lora": settings.lora.model_copy(update=adapter)})
-    tokens_each = 1024 if torch.cuda.is_available() else 64
+    length = 1024 if torch.cuda.is_available() else 64
     rows = [
-        replace(row, input_ids=row.input_ids[-tokens_each:], labels=row.labels[-tokens_each:])
+        replace(row, input_ids=row.input_ids[-length:], labels=row.labels[-length:])
         for row in random_rows("full", arguments.batch_size * arguments.steps, config.vocab_size)
     ]
     lengths = [len(row.input_ids) for row in rows]
-    here = quantize_load_train.devices(train)
+    here = devices_of_run(train)
     if arguments.capacity_gb:
         torch.cuda.set_per_process_memory_fraction(arguments.capacity_gb * 1e9 / torch.cuda.mem_get_info()[1])
         believed = arguments.capacity_gb * 1e9 * arguments.overestimate
-        here = replace(here, free=int(min(believed, several.memory_limit())))
+        here = replace(here, free=int(min(believed, launch.memory_limit())))
     shape = shape_of(arguments.shape)
-    device = several.state().device
+    tokenizer = blank_tokenizer()
+    chat = Chat(tokenizer, [tokenizer.eos_token_id], tokenizer.pad_token_id)
     times = Times()
 
     def run(plan: MemoryPlan) -> dict:
-        for label, text in layout.describe(shape, plan, layout.step_tokens(lengths, train), here).items():
+        steps = packing.plan(lengths, train, plan.pack_tokens, here.count)
+        for label, text in layout.describe(shape, plan, steps.tokens, here).items():
             print(f"{label}: {text}", flush=True)
-        steps = quantize_load_train.plan_steps(rows, plan.pack_tokens, train, here.count)
         begin = time.perf_counter()
         if here.is_gpu:
-            quantize_load_train.be_repeatable(plan)
-        model = random_model(config, quantize_load_train.attention(plan), device, here.sharded)
+            be_repeatable(plan)
+        model = random_model(config, attention(plan), group.state().device, here.sharded)
         print(f"made the model in {time.perf_counter() - begin:.1f} s", flush=True)
         set_seed(train.seed)
         split = {"train": rows, "validation": rows[:2]}
         with tempfile.TemporaryDirectory() as folder:
-            trainer = quantize_load_train.make_trainer(
-                params, model, blank_tokenizer(), split, steps, plan, here, Path(folder)
-            )
+            trainer = make_trainer(params, model, chat, split, steps, plan, here, Path(folder))
             trainer.add_callback(times)
-            quantize_load_train.train(trainer, split, steps, Path(folder))
+            to_the_end(trainer, steps, Path(folder))
         per_step = sum(lengths) / len(steps)
         timed = times.ends[-1] - times.ends[WARM_UP - 1]
         return {
@@ -103,7 +108,7 @@ def measure(arguments: argparse.Namespace) -> None:
 
     result = layout.run_fitted(run, shape, lengths, train, here)
     if torch.cuda.is_available():
-        memory = several.gathered((torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()))
+        memory = group.gathered((torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()))
         result["peak_gb"] = [round(peak / 1e9, 2) for peak, _ in memory]
         result["reserved_gb"] = [round(reserved / 1e9, 2) for _, reserved in memory]
     print(json.dumps({"shape": arguments.shape, "devices": here.name, "parallel": arguments.parallel} | result))
@@ -117,22 +122,23 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32, help="rows of 1,024 tokens a step")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0, help="of the adapter and of the rows' order")
+    parser.add_argument("--capacity-gb", type=float, help="memory of each GPU to use at most, as on smaller cards")
     parser.add_argument(
-        "--capacity-gb", type=float, help="use no more memory of each GPU than this, like smaller cards"
-    )
-    parser.add_argument(
-        "--overestimate", type=float, default=1.0, help="lay out for this times --capacity-gb, to see a run step down"
+        "--overestimate",
+        type=float,
+        default=1.0,
+        help="plan for so many times --capacity-gb, to provoke a lighter layout",
     )
     parser.add_argument("--plain", action="store_true", help="without compiled layers")
     arguments = parser.parse_args()
     if arguments.steps <= WARM_UP:
         sys.exit(f"error: the first {WARM_UP} steps are not timed: take more --steps")
-    quantize_load_train.prepare_gpu()
-    if arguments.devices > 1 and not several.is_started():
-        several.start("benchmarks.several_gpus", arguments.devices, *sys.argv[1:], count=several.machines())
+    prepare_gpu()
+    if arguments.devices > 1 and not launch.is_started():
+        launch.start("benchmarks.several_gpus", arguments.devices, *sys.argv[1:], count=launch.machines())
     else:
         measure(arguments)
 
 
 if __name__ == "__main__":
-    several.work(main) if several.is_started() else run_stage(main)
+    launch.work(main) if launch.is_started() else run_stage(main)

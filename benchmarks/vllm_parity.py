@@ -1,10 +1,10 @@
-"""Whether the merged model, or one of vllm.types, answers through vLLM as through transformers.
+"""Whether the merged model, or one of vllm.types, gives the same answers in vLLM as in transformers.
 
 python -m tools.serve_vllm [--artifact NAME] &
 python -m benchmarks.vllm_parity --url http://127.0.0.1:8000 [--artifact NAME] [--rows 50]
 
-In a folder where the pipeline has run: the greedy answers to the test rows are compared with those that
-`evaluate` wrote, and where they differ, how close the two tokens were to vLLM.
+Needs a completed pipeline run. The greedy answers to the test rows are compared with those that `evaluate` wrote; where
+they differ, it prints the lead of vLLM's token over its second choice.
 """
 
 import argparse
@@ -12,8 +12,8 @@ from itertools import islice
 from pathlib import Path
 
 from benchmarks.serve_load import ask, gap_from_text
-from qlora.recipe.params import load_params
-from qlora.rows import jsonl
+from qlora.recipe.load import load_params
+from qlora.rows import jsonl, prepared
 from qlora.runtime.console import run_stage, summary
 
 
@@ -24,14 +24,13 @@ def main() -> None:
     parser.add_argument("--artifact", default="merged")
     options = parser.parse_args()
     limit = load_params().evaluate.max_new_tokens
-    rows, predictions = (
-        [line for _, line in islice(jsonl.read(Path(name)), options.rows)]
-        for name in ("data/prepared/test.jsonl", f"results/predictions/{options.artifact}.jsonl")
-    )
+    rows = prepared.first("test", options.rows)
+    written = jsonl.read(Path(f"results/predictions/{options.artifact}.jsonl"))
+    predictions = [prediction for _, prediction in islice(written, len(rows))]
     same, gaps = 0, []
     for row, prediction in zip(rows, predictions, strict=True):
-        # Without the system message: the server's template knows it.
-        question = row | {"messages": [one for one in row["messages"] if one["role"] != "system"]}
+        # Without the system message, which the server's template adds.
+        question = row | {"messages": [message for message in row["messages"] if message["role"] != "system"]}
         reply = ask(options.url, question, limit, model=options.artifact)
         if reply["text"] == prediction["answer"] and reply["stopped"] == prediction["stopped"]:
             same += 1

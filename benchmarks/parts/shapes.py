@@ -1,4 +1,4 @@
-"""The shapes that the benchmarks give random weights to: a model's configuration, and the adapter it is tuned with."""
+"""Model shapes for benchmarks with random weights: each a model's configuration and its adapter's LoRA settings."""
 
 from transformers import LlamaConfig, MistralConfig, PreTrainedConfig
 
@@ -73,4 +73,12 @@ SHAPES: dict[str, tuple[PreTrainedConfig, dict]] = {
         ),
         {"r": 16, "target_modules": ALL},
     ),
+}
+REHEARSAL = {  # widths of a model of a few million parameters, to try a benchmark out
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 50000,
 }

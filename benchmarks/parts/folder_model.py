@@ -1,25 +1,27 @@
-"""Models of a given shape with random weights, as a transformers folder in several shards: what is large about a large
-model, without its weights."""
+"""A transformers folder with a model of a given shape and random weights, in several shards."""
 
 import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from qlora.recipe.schema import EMBEDDED, Model
+from qlora.source import base_model
+
 import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, PreTrainedConfig
-
-from qlora.recipe.params import EMBEDDED, Model
-from qlora.source import base_model
 
 SHARD_BYTES = 5e9
 
 
 def write(folder: Path, config: PreTrainedConfig, shard_bytes: float = SHARD_BYTES) -> int:
-    """Write a bfloat16 model of this shape into `folder`, with the embedded model's tokenizer; return its parameters.
+    """Write a bfloat16 model of this shape and the embedded model's tokenizer into `folder`.
 
-    The vocabulary is the shape's, or the tokenizer's where that is larger. One shard is in memory at a time.
+    The vocabulary is the larger of the shape's and the tokenizer's. One shard is in memory at a time.
+
+    Returns:
+        Number of parameters.
     """
     embedded = base_model.fetch(Model(id=EMBEDDED))
     folder.mkdir(parents=True)
@@ -49,7 +51,7 @@ def write(folder: Path, config: PreTrainedConfig, shard_bytes: float = SHARD_BYT
 
 
 def random(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
-    """Matrices are normally distributed, vectors (norms) 1."""
+    """A normally distributed matrix, or a vector of ones (a norm)."""
     if len(shape) == 1:
         return torch.ones(shape, dtype=torch.bfloat16)
     tensor = torch.empty(shape, dtype=torch.bfloat16, device=generator.device)
@@ -57,7 +59,7 @@ def random(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
 
 
 def split(shapes: dict[str, torch.Size], shard_bytes: float) -> Iterator[list[str]]:
-    """The names in lists of at most `shard_bytes` of bfloat16 each."""
+    """Group the names into shards of at most `shard_bytes` in bfloat16."""
     names: list[str] = []
     size = 0
     for name, shape in shapes.items():

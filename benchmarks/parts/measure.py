@@ -1,4 +1,4 @@
-"""What a command takes: seconds, RAM, GPU memory and disk, of it and all that it starts."""
+"""Run a command and measure it and its child processes: seconds, RAM, GPU memory and disk."""
 
 import os
 import resource
@@ -9,15 +9,24 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from qlora.runtime.machine import gpus
+
 import psutil
+
+REPO = Path(__file__).parents[2]
 
 
 @dataclass
 class Usage:
-    """Peaks in bytes, on GPU and disk above what was taken before.
+    """What a command used.
 
-    `cpu` are seconds of processors, whatever else the machine does meanwhile. `ram` is what the processes have
-    allocated; `mapped` are the pages of files that they look into, which the system takes back when it needs them.
+    Attributes:
+        seconds: From its start to its end.
+        cpu: CPU seconds, which other work on the machine does not change.
+        ram: Peak of the allocated memory, in bytes.
+        mapped: Peak of the resident pages of files, in bytes; the system reclaims these when memory is short.
+        gpu: Peak of the first GPU's used memory above its value at the start, in bytes.
+        disk: The same for the disk of the working folder.
     """
 
     seconds: float = 0.0
@@ -28,13 +37,10 @@ class Usage:
     disk: int = 0
 
 
-REPO = Path(__file__).parents[1]
-
-
 def run(command: list, folder: Path, log: Path) -> tuple[int, Usage]:
-    """Run `command` in `folder`, its output appended to `log`; return its exit status and what it took.
+    """Run `command` in `folder` and append its output to `log`; return its exit status and its usage.
 
-    Python finds this repository's modules there.
+    PYTHONPATH holds this repository, so that `python -m stages.NAME` works in any folder.
     """
     usage, ended = Usage(), threading.Event()
     path = os.pathsep.join(filter(None, (str(REPO), os.environ.get("PYTHONPATH"))))
@@ -62,7 +68,7 @@ def run(command: list, folder: Path, log: Path) -> tuple[int, Usage]:
 
 
 def _cpu_of_ended() -> float:
-    """Processor seconds of all processes that this one has started and seen end."""
+    """CPU seconds of all child processes that have ended."""
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
     return ended.ru_utime + ended.ru_stime
 
@@ -80,7 +86,7 @@ def _watch(usage: Usage, ended: threading.Event, process: psutil.Process, folder
 
 
 def _pages(pid: int) -> tuple[int, int]:
-    """Bytes of RAM of one process: its own, and those of mapped files."""
+    """Resident bytes of one process: allocated ones, and those of mapped files."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:  # it has ended
@@ -96,10 +102,5 @@ def _watch_gpu(usage: Usage, ended: threading.Event, before: int) -> None:
 
 
 def _gpu_used() -> int:
-    """Bytes that are taken on the first GPU; 0 where there is none."""
-    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
-    try:
-        used = subprocess.run(query, capture_output=True, text=True).stdout.strip()
-    except OSError:
-        return 0
-    return int(used) * 2**20 if used.isdigit() else 0
+    """Used bytes of the first GPU; 0 without one."""
+    return sum(gpu.used for gpu in gpus()[:1])

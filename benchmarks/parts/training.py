@@ -1,0 +1,174 @@
+"""One recipe trained for a few steps on a GPU: random rows, the recipes' trainers, and the figures of a run."""
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+from benchmarks.parts.clock import PROFILED, Clock, figures
+from benchmarks.parts.nf4_model import random_model
+from benchmarks.parts.settings import blank_tokenizer, settings
+from benchmarks.parts.shapes import SHAPES
+from qlora.kernels import compiled_layers
+from qlora.recipe.schema import Train
+from qlora.rows.loss_mask import IGNORED, Encoded
+from qlora.training import device, layout, memory, packing
+from qlora.training.gpu import attention, be_repeatable
+from qlora.training.memory import MemoryPlan, Shape
+from qlora.training.packing import Steps
+from qlora.training.trainer import Trainer
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, prepare_model_for_kbit_training
+from transformers import AutoModelForCausalLM
+from trl import SFTTrainer
+
+ARTICLE_ROWS = 4  # rows of a micro-batch in the articles
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a recipe is measured on.
+
+    Attributes:
+        shape: A key of SHAPES.
+        rows: Training rows.
+        train: Batch size, memory and compile; the defaults for the rest.
+        capacity: Bytes of GPU memory that the run may take.
+        believed: Bytes that it is laid out for.
+        profile: Whether one step is profiled.
+        repeatable: Whether the GPU computes the same numbers in every run, as in the pipeline.
+    """
+
+    shape: str
+    rows: list[Encoded]
+    train: Train
+    capacity: int
+    believed: int
+    profile: bool
+    repeatable: bool = True
+
+
+def random_rows(kind: str, count: int, vocabulary: int) -> list[Encoded]:
+    """Rows of random tokens; the last quarter of each is supervised.
+
+    Args:
+        kind: "full" for 1,024 tokens a row, "short" for text-to-SQL's lengths (log-normal, 145 tokens on average).
+        count: Number of rows.
+        vocabulary: Ids are drawn below it.
+    """
+    draw = random.Random(0)
+    rows = []
+    for _ in range(count):
+        length = 1024 if kind == "full" else max(40, min(1024, int(draw.lognormvariate(4.9, 0.45))))
+        ids = [draw.randrange(3, vocabulary) for _ in range(length)]
+        masked = length * 3 // 4
+        rows.append(Encoded(ids, [IGNORED] * masked + ids[masked:]))
+    return rows
+
+
+def shape_of(name: str) -> Shape:
+    """The memory plan's sizes of one of SHAPES."""
+    config, adapter = SHAPES[name]
+    with torch.device("meta"):
+        return memory.shape_of(AutoModelForCausalLM.from_config(config), **adapter)
+
+
+def lora(dropout: float, r: int, target_modules: Sequence[str]) -> LoraConfig:
+    return LoraConfig(r=r, lora_alpha=2 * r, lora_dropout=dropout, target_modules=target_modules, task_type="CAUSAL_LM")
+
+
+def measure(recipe: str, job: Job) -> dict:
+    """Train with the recipe "article" or "project" and return the run's figures.
+
+    Call it in a fresh process: memory that an earlier recipe leaves behind would count as this one's.
+    """
+    torch.cuda.set_per_process_memory_fraction(job.capacity / torch.cuda.mem_get_info()[1])
+    lengths = [len(row.input_ids) for row in job.rows]
+    if recipe == "article":
+        clock, steps = Clock(job.profile), packing.plan(lengths, job.train)
+        return _trained(article_trainer(job.shape, job.rows, steps, clock), clock, steps)
+    shape, here = shape_of(job.shape), replace(device.gpu(), free=job.believed)
+
+    def run(plan: MemoryPlan) -> dict:
+        clock, steps = Clock(job.profile), packing.plan(lengths, job.train, plan.pack_tokens)
+        for label, text in layout.describe(shape, plan, steps.tokens, here).items():
+            print(f"{label}: {text}", flush=True)
+        if job.repeatable:
+            be_repeatable(plan)
+        result = _trained(project_trainer(job.shape, job.rows, steps, plan, clock), clock, steps)
+        passes = 2 + plan.recomputed_layers / shape.layers
+        floor = steps.tokens[PROFILED % len(steps)] * 2 * shape.quantized * passes / here.rate
+        planned = {"plan": asdict(plan), "planned_gb": round(plan.peak / 1e9, 2), "floor_ms": round(1000 * floor, 1)}
+        return result | planned
+
+    return layout.run_fitted(run, shape, lengths, job.train, here)
+
+
+def _trained(trainer: SFTTrainer, clock: Clock, steps: Steps) -> dict:
+    trainer.train()
+    result = figures(trainer, clock, steps.tokens) | {"adapter": digest(trainer.model)}
+    if clock.profiler:
+        result["profile_ms"] = clock.profile()
+    return result
+
+
+def article_trainer(shape: str, rows: list[Encoded], steps: Steps, clock: Clock) -> SFTTrainer:
+    """The articles' recipe: padded micro-batches, dropout 0.05, activation checkpointing, paged 8-bit AdamW."""
+    config, adapter = SHAPES[shape]
+    model = prepare_model_for_kbit_training(random_model(config, "sdpa", torch.device("cuda")))
+    order = [rows[row] for pack in steps.packs for row in pack]
+    torch.manual_seed(0)  # of the adapter
+    return SFTTrainer(
+        model,
+        settings(
+            ARTICLE_ROWS,
+            len(order) // len(steps) // ARTICLE_ROWS,
+            len(steps),
+            optim="paged_adamw_8bit",
+            gradient_checkpointing=True,
+        ),
+        train_dataset=Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in order]),
+        processing_class=blank_tokenizer(),
+        peft_config=lora(0.05, **adapter),
+        callbacks=[clock],
+    )
+
+
+def project_trainer(shape: str, rows: list[Encoded], steps: Steps, plan: MemoryPlan, clock: Clock) -> Trainer:
+    """This project's recipe: packs, flex_attention, compiled layers, fused AdamW."""
+    config, adapter = SHAPES[shape]
+    tokenizer = blank_tokenizer()
+    model = random_model(config, attention(plan), torch.device("cuda"))
+    torch.manual_seed(0)  # of the adapter
+    trainer = Trainer(
+        torch.bfloat16,
+        steps.longest_pack,
+        model=model,
+        args=settings(
+            1,
+            steps.packs_a_step,
+            len(steps),
+            optim="adamw_torch_fused",
+            gradient_checkpointing=not plan.compiled,
+            padding_free=True,
+            pad_to_multiple_of=compiled_layers.PACK_MULTIPLE if plan.compiled else None,
+        ),
+        train_dataset=packing.pack_dataset(steps.packs, rows, tokenizer.pad_token_id),
+        processing_class=tokenizer,
+        peft_config=lora(0.0, **adapter),
+    )
+    trainer.add_callback(clock)
+    if plan.compiled:
+        compiled_layers.speed_up(trainer.model, plan.recomputed_layers)
+    return trainer
+
+
+def digest(model: torch.nn.Module) -> str:
+    """A hash of the adapter's bytes."""
+    seen = hashlib.sha256()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            seen.update(parameter.detach().cpu().view(torch.uint8).numpy())
+    return seen.hexdigest()[:16]
