@@ -10,17 +10,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-import torch
-from ruamel.yaml import YAML
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
-
-from qlora.recipe.params import EMBEDDED, Model
+from qlora.recipe.schema import EMBEDDED, Model
 from qlora.runtime.outputs import write_json
 from qlora.source import base_model
 from stages import prepare_dataset
 
-REPO = Path(__file__).parent.parent
+import pytest
+import torch
+from repository import CODE, ROOT
+from ruamel.yaml import YAML
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
 # A run of a few seconds on the tiny model, as changes to the default recipe.
 FAST = {
     "model.id": "./tiny",
@@ -72,7 +72,7 @@ def tiny_model(tmp_path_factory) -> Path:
 
 @dataclass(frozen=True)
 class Workspace:
-    """A folder laid out as the repository is: stages, params.yaml, data/raw and the tiny model."""
+    """A folder with the layout of the repository: code, params.yaml, data/raw and the tiny model."""
 
     path: Path
 
@@ -92,6 +92,10 @@ class Workspace:
         """Run `python -m stages.STAGE` here, with changes to the environment, and return what it printed."""
         return self.python("-m", f"stages.{stage}", *args, **environment)
 
+    def tool(self, name: str, *args: str, **environment: str) -> subprocess.CompletedProcess:
+        """Run `python -m tools.NAME` here, with changes to the environment, and return what it printed."""
+        return self.python("-m", f"tools.{name}", *args, **environment)
+
     def python(self, *args: str, **environment: str) -> subprocess.CompletedProcess:
         """Run this Python here, with changes to the environment, and return what it printed."""
         command = [sys.executable, *args]
@@ -99,7 +103,7 @@ class Workspace:
 
 
 def refused(done: subprocess.CompletedProcess) -> str:
-    """The one sentence of a stage that did not go on."""
+    """The sentence with which a stage or tool refused to run."""
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     _, error, sentence = done.stderr.rpartition("error: ")
@@ -123,17 +127,18 @@ def chromium() -> Iterator:
 
 @pytest.fixture
 def workspace(tmp_path, tiny_model) -> Workspace:
-    """A fast run on the tiny model and a few dozen of the built-in rows; nothing has run yet."""
+    """The tiny model and a few dozen of the built-in rows, with a fast recipe; nothing has run yet."""
     return make_workspace(tmp_path, tiny_model)
 
 
 def make_workspace(folder: Path, tiny_model: Path) -> Workspace:
-    (folder / "stages").symlink_to(REPO / "stages")
+    for name in CODE:
+        (folder / name).symlink_to(ROOT / name)
     shutil.copytree(tiny_model, folder / "tiny")
     (folder / "data" / "raw").mkdir(parents=True)
-    with (REPO / "data/raw/text2sql.jsonl").open() as rows:
+    with (ROOT / "data/raw/text2sql.jsonl").open() as rows:
         (folder / "data/raw/text2sql.jsonl").write_text("".join(itertools.islice(rows, 96)))
-    shutil.copy(REPO / "recipes/smollm2-sql.yaml", folder / "params.yaml")
+    shutil.copy(ROOT / "recipes/smollm2-sql.yaml", folder / "params.yaml")
     workspace = Workspace(folder)
     workspace.set(FAST)
     return workspace
@@ -141,7 +146,7 @@ def make_workspace(folder: Path, tiny_model: Path) -> Workspace:
 
 @pytest.fixture
 def prepared(workspace, monkeypatch):
-    """The workspace with base.json and the prepared rows."""
+    """The workspace with models/base and the prepared rows."""
     monkeypatch.chdir(workspace.path)
     model = Model(id="./tiny")
     write_json(Path("models/base/base.json"), base_model.describe(model, base_model.fetch(model)))

@@ -1,4 +1,4 @@
-"""A hub on the loopback interface that answers as the real one does, for one repository at one commit."""
+"""A hub on the loopback interface that answers like the real one, for one repository at one commit."""
 
 import hashlib
 import json
@@ -12,11 +12,16 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @contextmanager
 def fake_hub(folder: Path, name: str, gated: bool = False, breaks: int = 0, short: bool = False):
-    """Serve `folder` as model or data set `name`; yields its address and the list of paths that were asked for.
+    """Serve `folder` as model or data set `name`; yield the server's address and the list of requests.
 
-    A gated repository shows its metadata to everybody and its files to nobody. The first `breaks` downloads of weights
-    end with the connection half way; with `short` all end there, as if that were the whole file. A request for the rest
-    of a file, or with a token, shows behind its path in the list.
+    Args:
+        folder: The repository's files.
+        name: OWNER/NAME.
+        gated: Show the metadata to everybody and the files to nobody.
+        breaks: So many downloads of weights lose the connection half way.
+        short: Downloads of weights end half way, as if that were the whole file.
+
+    A request is its path, followed by its Range and Authorization headers if it has them.
     """
     asked: list[str] = []
     breaks_left = [breaks]

@@ -1,11 +1,21 @@
-"""Architectures other than Llama, as tiny random models: each goes through the whole pipeline or is refused before it.
+"""Architectures other than Llama, as tiny random models: each goes through the pipeline or is refused at its start.
 
-The stages run in this process: starting Python for each would take longer than what they do.
+The stages run in this process, because starting Python for each would take longer than the stage.
 """
 
 import json
 import sys
 from pathlib import Path
+
+from qlora.kernels import compiled_layers
+from qlora.recipe.schema import Lora, Model, Quantization
+from qlora.runtime.console import Refusal
+from qlora.runtime.outputs import write_json
+from qlora.source import base_model
+from qlora.training import layout
+from qlora.weights import loading
+from qlora.weights.architecture import skeleton
+from stages import convert_gguf, evaluate, fetch_base, merge, prepare_dataset, quantize_load_train
 
 import pytest
 import torch
@@ -30,15 +40,6 @@ from transformers import (
     Qwen3Config,
 )
 
-from qlora.kernels import compiled_layers as fast_path
-from qlora.recipe.params import Lora, Model, Quantization
-from qlora.runtime.console import Refusal
-from qlora.runtime.outputs import write_json
-from qlora.source import base_model
-from qlora.training import layout
-from qlora.weights import loading as models
-from stages import convert_gguf, evaluate, fetch_base, merge, prepare_dataset, quantize_load_train
-
 SHAPE = {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -51,19 +52,16 @@ SHAPE = {
 }
 GEMMA = {"query_pre_attn_scalar": 16, "sliding_window": 32}
 SHIPPED = {
-    "mistral": MistralConfig(**SHAPE, sliding_window=512),  # llama.cpp has no window for it
+    "mistral": MistralConfig(**SHAPE, sliding_window=512),  # llama.cpp ignores its window
     "qwen3": Qwen3Config(**SHAPE),
     "gemma3": Gemma3TextConfig(**SHAPE, **GEMMA),
 }
-# With a tokenizer that llama.cpp would not take for theirs (it is Llama's here), so only as far as that matters not.
+# Refused for the tokenizer, which is SmolLM2's here and not their own; training and merge work all the same.
 TRAINED = {
-    "qwen2": (Qwen2Config(**SHAPE, tie_word_embeddings=True), "does not know the tokenizer in tiny"),
-    "gemma": (GemmaConfig(**SHAPE), "tiny has no tokenizer.model, from which llama.cpp makes the GGUF"),
-    "gemma2": (
-        Gemma2Config(**SHAPE, **GEMMA, attn_logit_softcapping=0.5),
-        "tiny has no tokenizer.model, from which llama.cpp makes the GGUF",
-    ),
-    "phi3": (Phi3Config(**SHAPE), "tiny has no tokenizer.model, from which llama.cpp makes the GGUF"),
+    "qwen2": (Qwen2Config(**SHAPE, tie_word_embeddings=True), "tokenizer in tiny"),
+    "gemma": (GemmaConfig(**SHAPE), r"tokenizer\.model"),
+    "gemma2": (Gemma2Config(**SHAPE, **GEMMA, attn_logit_softcapping=0.5), r"tokenizer\.model"),
+    "phi3": (Phi3Config(**SHAPE), r"tokenizer\.model"),
 }
 
 
@@ -87,7 +85,7 @@ def write_model(config) -> None:
 def score(artifact: str, monkeypatch) -> dict:
     monkeypatch.setattr(sys, "argv", ["evaluate", "--artifact", artifact])
     evaluate.main()
-    return json.loads(Path(f"metrics/{artifact}.json").read_text())
+    return json.loads(Path(f"results/scores/{artifact}.json").read_text())
 
 
 @pytest.mark.parametrize(
@@ -101,68 +99,68 @@ def test_the_whole_pipeline(inside, monkeypatch, name):
     merge.main()
     convert_gguf.main()
     merged, gguf = score("merged", monkeypatch), score("bf16", monkeypatch)
-    # The same model by two implementations: what the converter permutes, splits or scales, it does right.
+    # transformers and llama.cpp agree, so the converter permutes, splits and scales tensors correctly.
     assert gguf["loss"] == pytest.approx(merged["loss"], abs=0.02)
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_training_and_merge_of_what_is_refused_for_its_tokenizer(inside, name):
-    config, sentence = TRAINED[name]
+def test_training_and_merge_of_a_model_that_is_refused_for_its_tokenizer(inside, name):
+    config, reason = TRAINED[name]
     write_model(config)
-    with pytest.raises(Refusal, match=sentence):
+    with pytest.raises(Refusal, match=reason):
         fetch_base.main()
     assert not Path("models").exists()
     model = Model(id="./tiny")
     write_json(Path("models/base/base.json"), base_model.describe(model, base_model.fetch(model)))
     prepare_dataset.main()
     quantize_load_train.main()
-    merge.main()  # holds its result against the adapter's logits
+    merge.main()  # compares its logits with the adapter's
 
 
 def test_an_architecture_that_cannot_be_shipped_is_refused_first(inside):
     write_model(HeliumConfig(**SHAPE))
-    with pytest.raises(Refusal, match=r"llama\.cpp knows no model of the architecture HeliumForCausalLM"):
+    with pytest.raises(Refusal, match="HeliumForCausalLM"):
         fetch_base.main()
     assert not Path("models").exists()
 
 
 @pytest.mark.parametrize(
-    ("config", "sentence"),
+    ("config", "reason"),
     [
-        (GPT2Config(n_embd=64, n_layer=2, n_head=4), "GPT2LMHeadModel cannot be trained here: its config has no"),
-        (FalconConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=4), "cannot be trained here: its"),
-        (BloomConfig(hidden_size=64, n_layer=2, n_head=4), "BloomForCausalLM cannot be trained here: its config"),
-        (OPTConfig(**SHAPE, ffn_dim=128, word_embed_proj_dim=64), r"it has no model\.layers; choose a model built as"),
+        (GPT2Config(n_embd=64, n_layer=2, n_head=4), "GPT2LMHeadModel .* intermediate_size"),
+        (
+            FalconConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=4),
+            "FalconForCausalLM .* intermediate_size",
+        ),
+        (BloomConfig(hidden_size=64, n_layer=2, n_head=4), "BloomForCausalLM .* intermediate_size"),
+        (OPTConfig(**SHAPE, ffn_dim=128, word_embed_proj_dim=64), r"OPTForCausalLM .* model\.layers"),
         (
             Lfm2Config(**SHAPE, layer_types=["conv", "full_attention"]),
-            r"Lfm2ForCausalLM cannot be trained here: model\.layers\.0\.conv\.conv would mix the rows of a pack",
+            r"Lfm2ForCausalLM .* model\.layers\.0\.conv\.conv ",
         ),
-        (
-            MixtralConfig(**SHAPE),
-            r"MixtralForCausalLM would not be quantized: \d+% of its layers' weights are in linear",
-        ),
+        (MixtralConfig(**SHAPE), r"MixtralForCausalLM .* \d+% "),
     ],
     ids=lambda value: value.model_type if isinstance(value, PreTrainedConfig) else "",
 )
-def test_an_architecture_that_cannot_be_trained_is_refused_first(inside, config, sentence):
+def test_an_architecture_that_cannot_be_trained_is_refused_first(inside, config, reason):
     write_model(config)
-    with pytest.raises(Refusal, match=sentence):
+    with pytest.raises(Refusal, match=rf"^model\.id: {reason}"):
         fetch_base.main()
     assert not Path("models").exists()
-    with pytest.raises(Refusal, match=sentence):  # as the plan, the doctor and training do
-        layout.shape_of(models.skeleton(Path("tiny")), Lora(r=2, alpha=4))
+    with pytest.raises(Refusal, match=rf"^model\.id: {reason}"):  # as the plan, the doctor and training do
+        layout.shape_of(skeleton(Path("tiny")), Lora(r=2, alpha=4))
 
 
 @pytest.mark.parametrize("name", ["qwen3", "gemma3", "phi3"])
-def test_the_fast_path_computes_the_same(inside, name):
+def test_compiled_layers_compute_the_same(inside, name):
     write_model(SHIPPED.get(name) or TRAINED[name][0])
     results = []
-    for fast in (False, True):
+    for compiled in (False, True):
         torch.manual_seed(0)
         lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
-        model = get_peft_model(models.load_base(Path("tiny"), Quantization(compute_dtype="float32")), lora)
-        if fast:
-            fast_path.speed_up(model, recomputed_layers=1, backend="eager")
+        model = get_peft_model(loading.load_base(Path("tiny"), Quantization(compute_dtype="float32")), lora)
+        if compiled:
+            compiled_layers.speed_up(model, recomputed_layers=1, backend="eager")
         model.train()
         ids = torch.arange(96)[None]
         positions = torch.cat([torch.arange(40), torch.arange(56)])[None]  # a pack of two rows

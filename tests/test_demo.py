@@ -7,15 +7,18 @@ import shutil
 import subprocess
 import sys
 
-import pytest
-from conftest import REPO, chromium
-from playwright.sync_api import expect
-
-from qlora.recipe.params import EMBEDDED, Model, load_params
+from qlora.recipe.artifacts import BASE_RECORD
+from qlora.recipe.load import load_params
+from qlora.recipe.schema import EMBEDDED, Model
 from qlora.runtime.outputs import write_json
 from qlora.source import base_model
 from qlora.sql.schema import SchemaError
 from tools import demo, serving, trial
+
+import pytest
+from conftest import chromium
+from playwright.sync_api import expect
+from repository import ROOT
 
 SCHEMA = "CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT, country TEXT)"
 
@@ -48,14 +51,15 @@ def test_a_query_that_never_ends_is_ended_and_named():
 def place(tmp_path_factory):
     """A folder in which the embedded model, converted, stands where the pipeline would put the bf16 GGUF."""
     path = tmp_path_factory.mktemp("demo")
-    (path / "stages").symlink_to(REPO / "stages")
-    shutil.copy(REPO / "recipes/smollm2-sql.yaml", path / "params.yaml")
+    for name in ("qlora", "stages", "tools"):
+        (path / name).symlink_to(ROOT / name)
+    shutil.copy(ROOT / "recipes/smollm2-sql.yaml", path / "params.yaml")
     (path / "data/prepared").mkdir(parents=True)
-    with (REPO / "data/raw/text2sql.jsonl").open() as lines:
+    with (ROOT / "data/raw/text2sql.jsonl").open() as lines:
         (path / "data/prepared/test.jsonl").write_text("".join(itertools.islice(lines, 0, 2000, 400)))
     base = base_model.fetch(Model(id=EMBEDDED))
     for name in ("base", "bf16"):
-        write_json(path / "models" / name / base_model.RECORD, base_model.describe(Model(id=EMBEDDED), base))
+        write_json(path / "models" / name / BASE_RECORD, base_model.describe(Model(id=EMBEDDED), base))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
         (path / "models/bf16/model.gguf").symlink_to(serving.find_gguf("base", load_params()))
@@ -81,8 +85,9 @@ def test_both_models_answer_and_their_sql_is_run(url, tmp_path):
     with chromium() as browser:
         page = browser.new_page(viewport={"width": 390, "height": 844})
         page.goto(url)
-        page.locator(".gallery-item").nth(1).click()
-        expect(page.get_by_label("Schema")).to_have_value(re.compile(r"^CREATE TABLE"))
+        example = page.locator(".gallery-item").nth(1)
+        example.click()
+        expect(page.get_by_label("Question")).to_have_value(re.compile("^" + re.escape(example.inner_text()[:30])))
         page.get_by_label("Schema").fill(SCHEMA)
         page.get_by_label("Question").fill("How many users are there?")
         page.get_by_role("button", name="Ask both").click()
@@ -97,20 +102,27 @@ def test_both_models_answer_and_their_sql_is_run(url, tmp_path):
             assert (left["y"] == right["y"]) == (width > 1000)  # side by side, or one below the other
 
 
-def test_a_schema_that_is_none_is_a_sentence_on_the_page(url):
+def test_what_is_missing_or_wrong_is_a_sentence_on_the_page(url):
     with chromium() as browser:
         page = browser.new_page()
         page.goto(url)
-        page.get_by_label("Schema").fill("CREATE TABLE users (")
-        page.get_by_label("Question").fill("How many users are there?")
-        page.get_by_role("button", name="Ask both").click()
-        page.get_by_text("incomplete input").first.wait_for(timeout=20_000)
+        expect(page.get_by_label("Schema")).to_have_value(re.compile(r"^CREATE TABLE"))  # an example is filled in
+        for schema, question, said in (
+            ("CREATE TABLE users (", "How many users are there?", "incomplete input"),
+            ("CREATE TABLE users (id INT)", " ", "a question"),
+            ("", "", "a schema and a question"),
+        ):
+            page.get_by_label("Schema").fill(schema)
+            page.get_by_label("Question").fill(question)
+            page.get_by_role("button", name="Ask both").click()
+            page.get_by_text(said).first.wait_for(timeout=20_000)
+            assert page.get_by_text("Error", exact=True).count() == 0
 
 
 def test_a_chat_recipe_shows_both_answers(place, tmp_path, monkeypatch):
     pytest.importorskip("gradio", reason="the demo's packages are not installed (requirements-demo.txt)")
     monkeypatch.chdir(tmp_path)  # where no rows lie to take examples from
-    params, gguf = load_params(REPO / "recipes/mistral-7b-guanaco.yaml"), place / "models/bf16/model.gguf"
+    params, gguf = load_params(ROOT / "recipes/mistral-7b-guanaco.yaml"), place / "models/bf16/model.gguf"
     room = serving.room(gguf, params, context=512, slots=2)
     with serving.serve("both", gguf, params, room, options=["--temp", "0"]) as server:
         servers = {"base": server, "tuned": server}

@@ -1,6 +1,10 @@
-"""The fast path computes what the plain path does, keeps no more than it says, and is compiled once for all lengths."""
+"""Compiled layers compute what plain layers do, keep what the memory plan counts, and compile once for all lengths."""
 
 import copy
+
+from qlora.kernels import compiled_layers, nf4_linear
+from qlora.training import memory
+from qlora.weights import loading
 
 import pytest
 import torch
@@ -8,13 +12,8 @@ from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit, Params4bit
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.bnb import Linear4bit as LoraLinear4bit
+from trainers import nf4_model
 from transformers import AutoModelForCausalLM, LlamaConfig
-
-from benchmarks.recipe import random_model
-from qlora.kernels import compiled_layers as fast_path
-from qlora.kernels import nf4_linear
-from qlora.training import memory_plan
-from qlora.weights import loading as models
 
 CONFIG = LlamaConfig(
     vocab_size=512,
@@ -25,18 +24,12 @@ CONFIG = LlamaConfig(
     num_key_value_heads=2,
     max_position_embeddings=512,
 )
-BACKEND = "aot_eager_decomp_partition"  # the partitioner that decides what is kept, without the code generator
+BACKEND = "aot_eager_decomp_partition"  # partitions the graph as inductor does, without generating code
 
 
 def tiny_model(dropout: float = 0.0):
     """Two layers in NF4 that compute in 32 bits, so that differences are mistakes and not rounding."""
-    model = random_model(copy.deepcopy(CONFIG), "sdpa", torch.device("cpu"))
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            module.compute_dtype = torch.float32
-        else:
-            for parameter in module.parameters(recurse=False):
-                parameter.data = parameter.data.float()
+    model = nf4_model(copy.deepcopy(CONFIG))
     adapter = LoraConfig(r=4, lora_alpha=8, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM")
     torch.manual_seed(0)
     model = get_peft_model(model, adapter).train()
@@ -82,24 +75,24 @@ def test_weights_are_those_of_bitsandbytes(double, device):
     model = torch.nn.Sequential(layer)
     nf4_linear.use_fast_linears(model)
     expected = dequantize_4bit(weight.data, weight.quant_state)
-    for _ in range(2):  # the second call takes the kernel that the first one compiled
+    for _ in range(2):  # the second call launches the kernel that the first one compiled
         assert torch.equal(nf4_linear.dequantize(model[0].packed, 192, torch.bfloat16), expected)
 
 
-def test_dequantized_layers_compute_what_their_four_bits_stand_for():
+def test_dequantized_layers_compute_what_4_bit_layers_do():
     model, batch = tiny_model().get_base_model(), pack(30, 7)
     with torch.no_grad():
         expected = model(**batch, use_cache=False).logits
-        assert models.dequantize(model)
+        assert loading.dequantize(model)
         assert not [module for module in model.modules() if isinstance(module, Linear4bit)]
         logits = model(**batch, use_cache=False).logits
     assert (logits - expected).norm() <= 5e-3 * expected.norm()  # these weights were bf16 before they were 4 bits
 
 
-def test_loss_and_gradients_are_those_of_the_plain_path():
+def test_loss_and_gradients_are_those_of_plain_layers():
     model, batch = tiny_model(), pack(30, 7, 20)
     plain_loss, plain = gradients(model, batch)
-    fast_path.speed_up(model, 1, backend=BACKEND)  # one layer of each kind
+    compiled_layers.speed_up(model, 1, backend=BACKEND)  # one layer of each kind
     fast_loss, fast = gradients(model, batch)
     assert fast_loss == pytest.approx(plain_loss, abs=1e-5)
     assert plain.keys() == fast.keys()
@@ -113,21 +106,21 @@ def test_rows_of_a_pack_do_not_see_each_other():
     batch = pack(*lengths)
     with torch.no_grad():
         alone = [model(input_ids=ids, use_cache=False).logits[0] for ids in batch["input_ids"].split(lengths, dim=1)]
-        fast_path.speed_up(model, 1, backend=BACKEND)
+        compiled_layers.speed_up(model, 1, backend=BACKEND)
         packed = model(**batch, use_cache=False).logits[0]
     torch.testing.assert_close(packed, torch.cat(alone), atol=1e-4, rtol=1e-4)
 
 
 def test_layers_keep_what_the_memory_plan_counts():
-    """Elements a layer keeps for the backward pass, beside parameters, mask and rotations, which layers share."""
+    """Elements that a layer keeps for backward; parameters, mask and rotary embeddings are shared and not counted."""
     batch = pack(90, 38)
     tokens = batch["input_ids"].numel()
-    shape = memory_plan.shape_of(AutoModelForCausalLM.from_config(CONFIG), 4, "all-linear")
+    shape = memory.shape_of(AutoModelForCausalLM.from_config(CONFIG), 4, "all-linear")
 
     def kept(recomputed_layers: int) -> int:
         torch._dynamo.reset()
         model = tiny_model()
-        fast_path.speed_up(model, recomputed_layers, backend=BACKEND)
+        compiled_layers.speed_up(model, recomputed_layers, backend=BACKEND)
         sizes: dict[int, int] = {}
 
         def note(tensor):
@@ -144,17 +137,17 @@ def test_layers_keep_what_the_memory_plan_counts():
 
 def test_a_recomputed_layer_repeats_all_products_but_the_last(monkeypatch):
     model, batch = tiny_model(), pack(20, 30)
-    fast_path.speed_up(model, 2, backend=BACKEND)
+    compiled_layers.speed_up(model, 2, backend=BACKEND)
     calls = []
     dequantize = nf4_linear.dequantize
     monkeypatch.setattr(nf4_linear, "dequantize", lambda *arguments: calls.append(1) or dequantize(*arguments))
     gradients(model, batch)
-    assert len(calls) == 2 * (7 + 6 + 7)  # of each layer: forward, repeated, backward
+    assert len(calls) == 2 * (7 + 6 + 7)  # each layer: forward, recomputation, backward
 
 
-def test_the_second_length_is_compiled_for_all_others():
+def test_the_second_compilation_covers_all_further_lengths():
     model = tiny_model()
-    fast_path.speed_up(model, 2, backend=BACKEND)
+    compiled_layers.speed_up(model, 2, backend=BACKEND)
     for lengths in ((30, 7), (41, 20), (50, 3, 3)):
         gradients(model, pack(*lengths))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
@@ -162,14 +155,14 @@ def test_the_second_length_is_compiled_for_all_others():
 
 def test_training_and_evaluation_mode_reach_all_modules():
     model = tiny_model()
-    model.get_base_model().eval()  # as a model is that was loaded
-    fast_path.speed_up(model, 2, backend=BACKEND)
+    model.get_base_model().eval()  # the state of a loaded model
+    compiled_layers.speed_up(model, 2, backend=BACKEND)
     for mode in (True, False, True):
         model.train(mode)
         assert {module.training for module in model.modules()} == {mode}
 
 
-def test_dropout_stays_with_peft():
+def test_a_layer_with_dropout_keeps_peft_s_forward_pass():
     model = tiny_model(dropout=0.5)
     nf4_linear.use_fast_linears(model)
     layers = [module for module in model.modules() if isinstance(module, LoraLinear4bit)]
@@ -191,17 +184,17 @@ def test_the_adapter_can_be_switched_off():
 @pytest.mark.parametrize("window", [None, 150])
 @pytest.mark.parametrize("lengths", [(640,), (1, 127, 128, 300, 84), (130, 5, 5, 500), (1,) * 256])
 def test_pack_mask_covers_exactly_what_may_be_seen(lengths, window):
-    mask = fast_path.pack_mask(pack(*lengths)["position_ids"], window)
+    mask = compiled_layers.pack_mask(pack(*lengths)["position_ids"], window)
     row = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     at = torch.arange(len(row))
     back = at[:, None] - at[None, :]
     allowed = (row[:, None] == row[None, :]) & (back >= 0) & (back < (window or len(row)))
     assert torch.equal(mask.mask_mod(0, 0, at[:, None], at[None, :]), allowed)
 
-    size = fast_path.PACK_MULTIPLE
+    size = compiled_layers.PACK_MULTIPLE
     blocks = allowed.view(len(row) // size, size, -1, size).transpose(1, 2)
     visited = mask.to_dense()[0, 0].bool()
     assert (visited | ~blocks.any(-1).any(-1)).all()
     for line, count in enumerate(mask.full_kv_num_blocks[0, 0]):
         for column in mask.full_kv_indices[0, 0, line, :count]:
-            assert blocks[line, column].all()  # the kernel does not look inside these
+            assert blocks[line, column].all()  # the kernel does not evaluate the mask in these

@@ -1,17 +1,17 @@
-"""Where the base model comes from: a folder, or a hub (one on the loopback interface), and what is refused."""
+"""Where the base model comes from: a folder or a hub (on the loopback interface); and what is refused."""
 
 import json
 import shutil
-import time
+
+from qlora.recipe.artifacts import BASE_RECORD
+from qlora.recipe.schema import Model
+from qlora.runtime.console import Refusal
+from qlora.runtime.outputs import write_json
+from qlora.source import base_model
 
 import pytest
 from conftest import refused
 from fake_hub import COMMIT, fake_hub
-
-from qlora.recipe.params import Model
-from qlora.runtime.console import Refusal
-from qlora.runtime.outputs import write_json
-from qlora.source import base_model
 
 NAME = "org/tiny"
 NOWHERE = "http://127.0.0.1:9"  # nobody listens on the discard port
@@ -53,10 +53,10 @@ def test_a_folder_that_was_changed_since_is_refused(tmp_path, tiny_model):
     folder = tmp_path / "tiny"
     shutil.copytree(tiny_model, folder)
     model = Model(id=str(folder))
-    write_json(tmp_path / "base" / base_model.RECORD, base_model.describe(model, folder))
+    write_json(tmp_path / "base" / BASE_RECORD, base_model.describe(model, folder))
     assert base_model.locate(tmp_path / "base") == folder
     (folder / "tokenizer_config.json").write_text("{}")
-    with pytest.raises(Refusal, match=r"tokenizer_config\.json has 2 bytes where .* recorded \d+.*--force fetch-base"):
+    with pytest.raises(Refusal, match=r"tokenizer_config\.json has 2 bytes .*base\.json .*--force fetch-base"):
         base_model.locate(tmp_path / "base")
     (folder / "tokenizer_config.json").unlink()
     with pytest.raises(Refusal, match=r"tokenizer_config\.json has no bytes"):
@@ -64,36 +64,36 @@ def test_a_folder_that_was_changed_since_is_refused(tmp_path, tiny_model):
 
 
 def test_no_such_folder(tmp_path):
-    with pytest.raises(Refusal, match=r"there is no folder .*missing"):
+    with pytest.raises(Refusal, match=r"model\.id: .*missing"):
         base_model.fetch(Model(id=str(tmp_path / "missing")))
 
 
 def test_a_folder_without_config(tmp_path):
-    with pytest.raises(Refusal, match=r"has no config\.json"):
+    with pytest.raises(Refusal, match=r"model\.id: .*config\.json"):
         base_model.fetch(Model(id=str(tmp_path)))
 
 
 def test_pickled_weights_are_refused(workspace):
     (workspace.path / "tiny/model.safetensors").rename(workspace.path / "tiny/pytorch_model.bin")
-    assert "has no .safetensors file; pickled weights (.bin, .pt) are refused" in refused(workspace.run("fetch_base"))
+    sentence = refused(workspace.run("fetch_base"))
+    assert sentence.startswith("model.id: ./tiny has no .safetensors file")
+    assert ".bin" in sentence
     assert not (workspace.path / "models").exists()
 
 
 # The hub
 
-# The stage imports what takes seconds; this is what it does first.
+# What the stage does first, without what takes seconds to import.
 FETCH = """
-from qlora.source import base_model
+from qlora.recipe.load import load_params
 from qlora.runtime.console import run_stage
-from qlora.recipe.params import load_params
+from qlora.source import base_model
 run_stage(lambda: base_model.fetch(load_params().model))
 """
-
-
 RECORD = """
 import json
+from qlora.recipe.load import load_params
 from qlora.source import base_model
-from qlora.recipe.params import load_params
 model = load_params().model
 print(json.dumps(base_model.describe(model, base_model.fetch(model))))
 """
@@ -117,8 +117,9 @@ def test_a_branch_is_refused_with_the_commit_to_pin(workspace, environment, revi
     workspace.set({"model.id": NAME, "model.revision": revision})
     with fake_hub(workspace.path / "tiny", NAME) as (address, asked):
         sentence = refused(workspace.python("-c", FETCH, **environment(address)))
-    assert f"model.revision: must pin {NAME} by its commit" in sentence
-    assert f"is now {COMMIT}: set model.revision to that" in sentence
+    assert sentence.startswith("model.revision: ")
+    assert NAME in sentence
+    assert COMMIT in sentence
     assert not [path for path in asked if path.endswith(".safetensors")]
 
 
@@ -126,16 +127,16 @@ def test_a_data_set_without_commit_is_refused_before_the_model_is_fetched(worksp
     workspace.set({"model.id": NAME, "model.revision": COMMIT, "data.source": "org/rows", "data.revision": None})
     with fake_hub(workspace.path / "tiny", "org/rows") as (address, asked):
         sentence = refused(workspace.run("fetch_base", **environment(address)))
-    assert sentence.endswith(f"its main branch is now {COMMIT}: set data.revision to that")
+    assert sentence.startswith("data.revision: ")
+    assert COMMIT in sentence
     assert not [path for path in asked if NAME in path]
 
 
-def test_an_unreachable_hub_is_said_at_once(workspace, environment):
+def test_an_unreachable_hub_is_named(workspace, environment):
     workspace.set({"model.id": NAME, "model.revision": COMMIT})
-    begin = time.monotonic()
     sentence = refused(workspace.run("fetch_base", **environment(NOWHERE)))
-    assert time.monotonic() - begin < 15
-    assert f"{NAME} at {COMMIT} is not in the local cache and the hub cannot be reached" in sentence
+    assert sentence.startswith(f"model.id: {NAME} at {COMMIT} is not in the local cache")
+    assert "HF_ENDPOINT" in sentence
 
 
 CACHE = """
@@ -149,22 +150,22 @@ hf_hub_download("{name}", "config.json", revision="{commit}")
 
 
 @pytest.mark.parametrize(
-    ("cached", "said", "offline"),
+    ("cached", "missing", "offline"),
     [
-        (ONE.format(name=NAME, commit=COMMIT), "without its weights,", ""),  # the hub is asked again and again
-        (ONE.format(name=NAME, commit=COMMIT), "without its weights,", "1"),
-        (CACHE.format(name=NAME, commit=COMMIT, patterns=["*.json", "*.jinja"]), "without model.safetensors,", "1"),
+        (ONE.format(name=NAME, commit=COMMIT), "its weights", ""),  # the hub is asked again and again
+        (ONE.format(name=NAME, commit=COMMIT), "its weights", "1"),
+        (CACHE.format(name=NAME, commit=COMMIT, patterns=["*.json", "*.jinja"]), "model.safetensors", "1"),
     ],
 )
-def test_a_model_of_which_a_part_is_cached_says_what_is_missing(
-    workspace, tiny_model, environment, cached, said, offline
+def test_what_a_model_that_is_cached_in_part_lacks_is_named(
+    workspace, tiny_model, environment, cached, missing, offline
 ):
     workspace.set({"model.id": NAME, "model.revision": COMMIT})
     with fake_hub(tiny_model, NAME) as (address, _):
         assert workspace.python("-c", cached, **environment(address)).returncode == 0
     nowhere = environment(NOWHERE) | {"HF_HUB_OFFLINE": offline}
     sentence = refused(workspace.python("-c", FETCH, **nowhere))
-    assert f"{NAME} at {COMMIT} is in the local cache {said} and the hub cannot be reached; check" in sentence
+    assert sentence.startswith(f"model.id: {NAME} at {COMMIT} is in the local cache without {missing},")
 
 
 def test_a_folder_that_lacks_a_shard_is_refused(tmp_path, tiny_model):
@@ -172,7 +173,7 @@ def test_a_folder_that_lacks_a_shard_is_refused(tmp_path, tiny_model):
     shutil.copytree(tiny_model, folder)
     index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
     write_json(folder / "model.safetensors.index.json", index)
-    with pytest.raises(Refusal, match=r"lacks model-2\.safetensors, which its model\.safetensors\.index\.json names"):
+    with pytest.raises(Refusal, match=r"model\.id: .* model-2\.safetensors, .*index\.json"):
         base_model.fetch(Model(id=str(folder)))
 
 
@@ -181,21 +182,20 @@ def test_a_gated_model_says_where_to_accept_and_what_to_set(workspace, tiny_mode
     with fake_hub(tiny_model, NAME, gated=True) as (address, asked):
         sentence = refused(workspace.python("-c", FETCH, **environment(address)))
     assert asked
-    assert sentence.startswith(f"model.id: {NAME} is gated: accept its licence")
+    assert sentence.startswith(f"model.id: {NAME} is gated: ")
     assert "HF_TOKEN" in sentence
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"model.id": "org/tyni", "model.revision": COMMIT}, "model.id: the hub has no model org/tyni"),
-        ({"model.id": NAME, "model.revision": "f" * 40}, f"model.revision: the hub has no commit {'f' * 40} of {NAME}"),
-    ],
+    ("name", "commit", "key", "missing"),
+    [("org/tyni", COMMIT, "model.id", "org/tyni"), (NAME, "f" * 40, "model.revision", "f" * 40)],
 )
-def test_what_the_hub_does_not_have_is_named(workspace, tiny_model, environment, changes, sentence):
-    workspace.set(changes)
+def test_what_the_hub_does_not_have_is_named(workspace, tiny_model, environment, name, commit, key, missing):
+    workspace.set({"model.id": name, "model.revision": commit})
     with fake_hub(tiny_model, NAME) as (address, _):
-        assert sentence in refused(workspace.python("-c", FETCH, **environment(address)))
+        sentence = refused(workspace.python("-c", FETCH, **environment(address)))
+    assert sentence.startswith(f"{key}: ")
+    assert missing in sentence
 
 
 def test_a_model_of_pickles_is_refused_before_they_are_fetched(workspace, environment):
@@ -203,14 +203,14 @@ def test_a_model_of_pickles_is_refused_before_they_are_fetched(workspace, enviro
     workspace.set({"model.id": NAME, "model.revision": COMMIT})
     with fake_hub(workspace.path / "tiny", NAME) as (address, asked):
         sentence = refused(workspace.python("-c", FETCH, **environment(address)))
-    assert f"{NAME} has no .safetensors file; pickled weights" in sentence
+    assert sentence.startswith(f"model.id: {NAME} has no .safetensors file")
     assert not [path for path in asked if "/resolve/" in path and path.endswith(".bin")]
 
 
-def test_a_download_that_breaks_off_goes_on_from_there(workspace, environment):
+def test_a_broken_download_resumes(workspace, environment):
     workspace.set({"model.id": NAME, "model.revision": COMMIT})
     weights = workspace.path / "tiny/model.safetensors"
-    weights.write_bytes(weights.read_bytes() * 5)  # the client keeps what it has got in pieces of 10 MB
+    weights.write_bytes(weights.read_bytes() * 5)  # the client keeps pieces of 10 MB
     with fake_hub(workspace.path / "tiny", NAME, breaks=1) as (address, asked):
         done = workspace.python("-c", RECORD, **environment(address))
     assert done.returncode == 0, done.stderr
@@ -219,11 +219,12 @@ def test_a_download_that_breaks_off_goes_on_from_there(workspace, environment):
     assert [path.partition(" ")[2] for path in asked if ".safetensors bytes=" in path] == [f"bytes={10 << 20}-"]
 
 
-def test_a_file_that_ends_too_early_is_said_and_not_used(workspace, tiny_model, environment):
+def test_a_file_that_ends_too_early_is_refused(workspace, tiny_model, environment):
     workspace.set({"model.id": NAME, "model.revision": COMMIT})
     with fake_hub(tiny_model, NAME, short=True) as (address, _):
         sentence = refused(workspace.python("-c", FETCH, **environment(address)))
-    assert sentence.startswith(f"model.id: a file of {NAME} ended before its end (file should be of size ")
+    assert sentence.startswith("model.id: ")
+    assert f"file should be of size {(tiny_model / 'model.safetensors').stat().st_size}" in sentence
     with fake_hub(tiny_model, NAME) as (address, _):
         assert workspace.python("-c", FETCH, **environment(address)).returncode == 0
 
@@ -242,11 +243,11 @@ def test_a_token_is_used_and_written_nowhere(workspace, tiny_model, environment)
 
 
 READ = """
-from qlora.raw_rows import rows
+from qlora.raw_rows import sources
+from qlora.recipe.load import load_params
 from qlora.runtime.console import run_stage
-from qlora.recipe.params import load_params
 data = load_params().data
-run_stage(lambda: print(*rows.read(data.source, data), sep="\\n"))
+run_stage(lambda: print(*sources.read(data.source, data), sep="\\n"))
 """
 
 
@@ -262,12 +263,10 @@ def test_a_hub_data_set_is_fetched_at_its_commit_and_then_needs_no_hub(workspace
     assert online.stdout == offline.stdout == "".join(f"{row}\n" for row in rows), online.stderr + offline.stderr
 
 
-def test_an_unreachable_data_set_is_said_at_once(workspace, environment):
+def test_an_unreachable_data_set_is_named(workspace, environment):
     workspace.set({"data.source": "org/rows", "data.revision": COMMIT})
-    begin = time.monotonic()
     sentence = refused(workspace.python("-c", READ, **environment(NOWHERE)))
-    assert time.monotonic() - begin < 30
-    assert f"data.source: org/rows at {COMMIT} is not in the local cache and the hub cannot be reached" in sentence
+    assert sentence.startswith(f"data.source: org/rows at {COMMIT} is not in the local cache")
 
 
 def test_a_data_set_that_cannot_be_parsed_is_named(workspace, environment):
@@ -278,4 +277,4 @@ def test_a_data_set_that_cannot_be_parsed_is_named(workspace, environment):
     with fake_hub(folder, "org/rows") as (address, _):
         done = workspace.python("-c", READ, **environment(address))
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("error: data.source: org/rows: JSON parse error")
+    assert done.stderr.splitlines()[-1].startswith("error: data.source: org/rows: JSON")

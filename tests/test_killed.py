@@ -1,6 +1,6 @@
-"""The real pipeline killed at ten random moments ends with the artifacts of a run that nobody disturbed.
+"""The real pipeline, killed at ten random moments, makes the same artifacts as an undisturbed run.
 
-Takes minutes, so `make test` leaves it out: `make test-slow` runs it.
+Takes minutes, so only `make test-slow` runs it.
 """
 
 import os
@@ -13,15 +13,15 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from repository import dvc, environment, make_repository
 from ruamel.yaml import YAML
-from test_pipeline import dvc, environment, make_repository
 
 KILLS = 10
-LIFE = (0.02, 0.2)  # of a killed run, as shares of the time that the undisturbed one takes: up to two stages
+LIFE = (0.02, 0.2)  # seconds until a run is killed, as shares of an undisturbed run's: up to two stages
 
 
 def artifacts(folder: Path) -> dict[str, str]:
-    """DVC's hash of each output that does not tell how fast it was made."""
+    """DVC's hash of each output that holds no timings."""
     stages = YAML(typ="safe").load(folder / "dvc.lock")["stages"].values()
     outs = {out["path"]: out["md5"] for stage in stages for out in stage["outs"]}
     return {path: digest for path, digest in outs.items() if path.startswith(("data", "models"))}

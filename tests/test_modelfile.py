@@ -1,16 +1,15 @@
-"""The Modelfile, rendered by Go itself as Ollama would, against the chat template's own rendering."""
+"""The Modelfile, rendered by Go as in Ollama, against the rendering of the chat template."""
 
 import json
 import shutil
 import subprocess
 
-import pytest
-from transformers import AutoTokenizer
-
 from qlora.gguf import modelfile
-from qlora.recipe.params import EMBEDDED, Model
-from qlora.rows import chat
+from qlora.recipe.schema import EMBEDDED, Model
+from qlora.rows.chat import Chat, load_chat
 from qlora.source import base_model
+
+import pytest
 
 LLAMA_3 = (
     "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + "
@@ -93,17 +92,17 @@ def between(text: str, start: str) -> str:
 
 
 @pytest.fixture
-def tokenizer():
-    return AutoTokenizer.from_pretrained(base_model.fetch(Model(id=EMBEDDED)))
+def chat() -> Chat:
+    return load_chat(base_model.fetch(Model(id=EMBEDDED)))
 
 
 @pytest.mark.parametrize("template", ["own", LLAMA_3, MISTRAL, BRACES], ids=["SmolLM2", "Llama-3", "Mistral", "braces"])
 @pytest.mark.parametrize("system_prompt", [None, 'Write "one" query.\nNo {{ prose }}.'])
-def test_ollama_renders_what_training_saw(tokenizer, render_with_go, template, system_prompt):
+def test_ollama_renders_what_training_saw(chat, render_with_go, template, system_prompt):
     if template != "own":
-        tokenizer.chat_template = template
-    adds_bos = template in (LLAMA_3, MISTRAL)  # as llama.cpp's converter has it for these models
-    text = modelfile.write(tokenizer, [2], adds_bos, system_prompt, 2048, greedy=True)
+        chat.tokenizer.chat_template = template
+    adds_bos = template in (LLAMA_3, MISTRAL)  # as llama.cpp's converter sets it for these models
+    text = modelfile.write(chat, adds_bos, system_prompt, 2048, greedy=True)
     takes_system = template != MISTRAL
     conversations = modelfile.conversations(with_system=takes_system)
     assert len(conversations) == 10
@@ -111,20 +110,20 @@ def test_ollama_renders_what_training_saw(tokenizer, render_with_go, template, s
     for messages, prompt in zip(conversations, prompts, strict=True):
         if system_prompt and takes_system and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": system_prompt}, *messages]
-        bos = tokenizer.bos_token if adds_bos else ""
-        assert bos + prompt == chat.render(tokenizer, messages, prompt=True)
+        bos = chat.tokenizer.bos_token if adds_bos else ""
+        assert bos + prompt == chat.render(messages, prompt=True)
 
 
-def test_the_file_names_model_stop_and_limits(tokenizer):
-    text = modelfile.write(tokenizer, [2], False, None, 2048, greedy=True)
+def test_the_file_names_model_stop_and_limits(chat):
+    text = modelfile.write(chat, False, None, 2048, greedy=True)
     assert text.startswith("FROM ./model.gguf\n")
     assert text.endswith('PARAMETER stop "<|im_end|>"\nPARAMETER num_ctx 2048\nPARAMETER temperature 0\n')
     assert between(text, 'SYSTEM """') == "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
-    assert "temperature" not in modelfile.write(tokenizer, [2], False, None, 2048, greedy=False)
+    assert "temperature" not in modelfile.write(chat, False, None, 2048, greedy=False)
 
 
 @pytest.mark.parametrize("template", [SYSTEM_IN_FIRST_TURN, FORGETFUL])
-def test_a_template_of_another_form_gets_no_modelfile(tokenizer, template):
-    tokenizer.chat_template = template
-    with pytest.raises(modelfile.NotOfThisForm):
-        modelfile.write(tokenizer, [2], True, None, 2048, greedy=False)
+def test_a_template_of_another_form_gets_no_modelfile(chat, template):
+    chat.tokenizer.chat_template = template
+    with pytest.raises(modelfile.Inexpressible):
+        modelfile.write(chat, True, None, 2048, greedy=False)

@@ -1,9 +1,8 @@
 """The real dvc.yaml on a tiny random model: what reruns when, and what a killed run leaves behind."""
 
-import ast
+import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,20 +10,22 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
+from qlora.recipe.metrics import METRICS
+
 import networkx
 import pytest
 from dvc.repo import Repo
+from repository import ROOT, dvc, environment, git, make_repository, python, ran_stages, repro, run_dvc, set_param
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).parents[1]
 AFTER_TRAINING = {"quantize-load-train", "merge", "convert-gguf", "quantize-gguf@Q8_0"}
 AFTER_TRAINING |= {"evaluate@merged", "evaluate@Q8_0", "report"}
 
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory, tiny_model):
-    """A Git and DVC repository with the real dvc.yaml and stages, run once on a tiny model."""
+    """A Git and DVC repository with the real dvc.yaml and code, run once on a tiny model."""
     folder = tmp_path_factory.mktemp("pipeline")
     make_repository(folder, tiny_model)
     ran = repro(folder)
@@ -34,75 +35,10 @@ def pipeline(tmp_path_factory, tiny_model):
     return folder
 
 
-def make_repository(folder: Path, model: Path) -> None:
-    shutil.copytree(ROOT / "stages", folder / "stages", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("dvc.yaml", ".dvcignore", ".gitignore", "README.md"):
-        shutil.copy(ROOT / name, folder / name)
-    shutil.copytree(model, folder / "tiny")
-    (folder / "data/raw").mkdir(parents=True)
-    lines = (ROOT / "data/raw/text2sql.jsonl").read_text().splitlines(keepends=True)
-    (folder / "data/raw/text2sql.jsonl").write_text("".join(lines[:600]))
-    params = YAML().load(ROOT / "recipes/smollm2-sql.yaml")
-    params["model"]["id"] = "./tiny"
-    params["data"].update(train_rows=24, validation_rows=4, test_rows=4)
-    params["train"].update(batch_size=4, micro_batch_tokens=256, eval_steps=3, checkpoint_steps=2)
-    params["gguf"].update(types=["Q8_0"], imatrix=False)
-    params["evaluate"].update(artifacts=["base", "merged", "Q8_0"], max_new_tokens=8, databases=2, gates={})
-    YAML().dump(params, folder / "params.yaml")
-    git(folder, "init", "-q")
-    dvc(folder, "init", "-q")
-    shutil.copy(ROOT / ".dvc/config", folder / ".dvc/config")
-    shutil.copytree(ROOT / ".dvc/plots", folder / ".dvc/plots")
-    (folder / ".gitignore").open("a").write("/tiny/\n")
-    git(folder, "add", ".")
-    git(folder, "commit", "-qm", "start")
-
-
-def environment() -> dict[str, str]:
-    identity = {
-        f"GIT_{who}_{what}": "test@example.com" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
-    }
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return os.environ | identity | {"PATH": path, "OMP_NUM_THREADS": "1"}
-
-
-def git(folder: Path, *arguments: str) -> str:
-    return subprocess.run(
-        ["git", *arguments], cwd=folder, env=environment(), check=True, capture_output=True, text=True
-    ).stdout
-
-
-def run_dvc(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "dvc", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
-
-
-def dvc(folder: Path, *arguments: str) -> str:
-    done = run_dvc(folder, *arguments)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def ran_stages(output: str) -> set[str]:
-    return set(re.findall(r"Running stage '(.+)':", output))
-
-
-def repro(folder: Path) -> set[str]:
-    """The stages that `dvc repro` executed (not those that it restored from the run-cache)."""
-    return ran_stages(dvc(folder, "repro"))
-
-
-def set_param(folder: Path, path: str, value: object) -> None:
-    params = YAML().load(folder / "params.yaml")
-    section, name = path.split(".")
-    params[section][name] = value
-    YAML().dump(params, folder / "params.yaml")
-
-
 def would_run(folder: Path) -> set[str]:
-    """The stages that a change reaches: those that DVC sees changed, and all that depend on their outputs."""
+    """The stages that a change reaches: those that DVC calls changed, and all that depend on their outputs."""
     repo = Repo(folder)
-    changed = {name.rpartition(":")[2] for name in repo.status()}  # "dvc.yaml:merge", or "merge" where dvc.yaml is
+    changed = {name.rpartition(":")[2] for name in repo.status()}  # "dvc.yaml:merge" or just "merge"
     reached = set(changed)
     for stage in repo.index.stages:
         # DVC's edges point from a stage to what it needs.
@@ -118,9 +54,7 @@ def restore(folder: Path) -> None:
 
 
 def test_nothing_reruns_when_nothing_changed(pipeline):
-    started = time.monotonic()
     assert repro(pipeline) == set()
-    assert time.monotonic() - started < 30
 
 
 @pytest.mark.parametrize(
@@ -143,12 +77,33 @@ def test_a_parameter_reaches_only_what_depends_on_it(pipeline, param, value, exp
     restore(pipeline)
 
 
-@pytest.mark.parametrize("file", ["README.md", "params.yaml"])
-def test_text_for_people_reruns_nothing(pipeline, file):
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("README.md", set()),
+        ("params.yaml", set()),
+        ("tools/plan.py", set()),
+        ("qlora/__init__.py", set()),
+        ("qlora/reporting/model_card.py", {"report"}),
+        ("qlora/gguf/modelfile.py", {"convert-gguf", "quantize-gguf@Q8_0", "evaluate@Q8_0", "report"}),
+        ("qlora/merging/shards.py", AFTER_TRAINING - {"quantize-load-train"}),
+        ("qlora/training/memory.py", AFTER_TRAINING),
+    ],
+)
+def test_a_comment_reaches_only_the_stages_that_use_its_file(pipeline, file, expected):
     with (pipeline / file).open("a") as text:
         text.write("\n# a remark\n")
-    assert would_run(pipeline) == set()
+    assert would_run(pipeline) == expected
     restore(pipeline)
+
+
+@pytest.mark.parametrize("name", [".chat.py.swp", "chat.py~", "__pycache__/chat.cpython-311.pyc"])
+def test_what_an_editor_leaves_in_a_room_reruns_nothing(pipeline, name):
+    path = pipeline / "qlora/rows" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("")
+    assert would_run(pipeline) == set()
+    path.unlink()
 
 
 def test_a_description_in_dvc_yaml_reruns_nothing(pipeline):
@@ -161,7 +116,7 @@ def test_a_description_in_dvc_yaml_reruns_nothing(pipeline):
 def test_a_comment_in_a_stage_reruns_that_stage_and_stops_where_outputs_are_the_same(pipeline):
     with (pipeline / "stages/quantize_load_train.py").open("a") as script:
         script.write("\n# a remark\n")
-    assert repro(pipeline) == {"quantize-load-train", "report"}  # report shows the training's speed, too
+    assert repro(pipeline) == {"quantize-load-train", "report"}  # report shows the speed of training
     restore_run(pipeline)
 
 
@@ -169,6 +124,12 @@ def restore_run(folder: Path) -> None:
     """Back to the committed state; DVC restores the outputs from its cache and runs nothing."""
     git(folder, "checkout", "-q", "--", ".")
     assert repro(folder) == set()
+
+
+def remove_results(folder: Path, artifact: str) -> None:
+    """DVC leaves what no stage makes any more."""
+    for name in (f"predictions/{artifact}.jsonl", f"predictions/{artifact}.npz", f"scores/{artifact}.json"):
+        (folder / "results" / name).unlink()
 
 
 def test_an_experiment_reruns_training_and_what_follows_and_the_way_back_runs_nothing(pipeline):
@@ -192,18 +153,17 @@ def test_one_more_gguf_type_runs_its_own_stages_only(pipeline):
     set_param(pipeline, "gguf.types", ["Q8_0", "Q4_0"])
     set_param(pipeline, "evaluate.artifacts", ["base", "merged", "Q8_0", "Q4_0"])
     assert repro(pipeline) == {"quantize-gguf@Q4_0", "evaluate@Q4_0", "report"}
-    for end in ("jsonl", "npz"):  # DVC leaves what no stage makes any more
-        (pipeline / f"results/predictions/Q4_0.{end}").unlink()
+    remove_results(pipeline, "Q4_0")
     restore_run(pipeline)
 
 
 @pytest.mark.skipif(find_spec("llmcompressor") is None, reason="llm-compressor is not installed (make llm-compressor)")
-def test_a_vllm_type_hangs_on_the_merged_model_and_its_own_parameters_only(pipeline):
+def test_a_vllm_type_depends_on_the_merged_model_and_its_own_parameters_only(pipeline):
     set_param(pipeline, "vllm.types", ["W4A16-GPTQ"])
     set_param(pipeline, "evaluate.artifacts", ["base", "merged", "Q8_0", "W4A16-GPTQ"])
     own = {"quantize-vllm@W4A16-GPTQ", "evaluate@W4A16-GPTQ", "report"}
     assert repro(pipeline) == own
-    assert "| merged → W4A16-GPTQ |" in (pipeline / "results/report.md").read_text()
+    assert re.search(r"\| merged → W4A16-GPTQ +\|", (pipeline / "results/report.md").read_text())
     assert "vllm serve served/W4A16-GPTQ" in (pipeline / "results/model_card.md").read_text()
     git(pipeline, "add", ".")
     git(pipeline, "commit", "-qm", "with a type for vLLM")
@@ -216,40 +176,55 @@ def test_a_vllm_type_hangs_on_the_merged_model_and_its_own_parameters_only(pipel
         assert would_run(pipeline) == expected
         restore(pipeline)
     git(pipeline, "reset", "-q", "--hard", "HEAD~1")
-    for end in ("jsonl", "npz"):  # DVC leaves what no stage makes any more
-        (pipeline / f"results/predictions/W4A16-GPTQ.{end}").unlink()
+    remove_results(pipeline, "W4A16-GPTQ")
     restore_run(pipeline)
 
 
 def test_a_broken_gate_fails_the_report_after_all_is_written(pipeline):
-    """The tiny model never learned to stop, as one whose stop token was never supervised."""
+    """The tiny model never learned to stop, like a model whose stop token was never supervised."""
     set_param(pipeline, "evaluate.gates", {"Q8_0": {"stop_rate": 0.5, "same_top_token": 0.5}})
-    written = [pipeline / name for name in ("results/report.md", "metrics/summary.json", "metrics/rows.json")]
+    written = [pipeline / name for name in ("results/report.md", "metrics/summary.json", "plots/rows.csv")]
     begin = time.time()
     done = run_dvc(pipeline, "repro")
     assert done.returncode != 0
     assert ran_stages(done.stdout) == {"report"}
-    assert re.search(r"error: 1 of 2 gates broken: Q8_0\.stop_rate is 0\.\S*, must be >= 0\.5", done.stderr)
+    assert re.search(r"error: 1 of 2 .*Q8_0\.stop_rate .*>= 0\.5", done.stderr)
     assert all(path.stat().st_mtime > begin for path in written)
-    assert re.search(r"\| Q8_0.stop_rate +\| BROKEN \|", written[0].read_text())
+    assert re.search(r"\| Q8_0.stop_rate +\| BROKEN", written[0].read_text())
+    summary = json.loads(written[1].read_text())
+    assert summary["gates_broken"] == 1
+    assert [gate["holds"] for gate in summary["gates"]] == [False, True]
     restore_run(pipeline)
 
 
+def test_git_has_a_few_numbers_and_none_that_depends_on_the_machine(pipeline):
+    (shown,) = json.loads(dvc(pipeline, "metrics", "show", "--json")).values()
+    assert shown["data"].keys() == {"metrics/summary.json"}
+    assert 5 < len(numbers(shown["data"]["metrics/summary.json"]["data"])) <= 20
+    tracked = [pipeline / name for name in git(pipeline, "ls-files", "metrics", "plots").split()]
+    assert {path.name for path in tracked} == {
+        *("summary.json", "loss.csv", "artifacts.csv", "outcomes.csv", "rows.csv"),
+    }
+    for path in tracked:
+        assert [name for name in METRICS if METRICS[name].machine_dependent and name in path.read_text()] == []
+
+
+def numbers(value: object) -> list[float]:
+    """The numbers that DVC shows: those in dictionaries, at any depth."""
+    if isinstance(value, dict):
+        return [number for part in value.values() for number in numbers(part)]
+    return [value] if isinstance(value, int | float) else []
+
+
 def test_two_commits_are_compared_from_git_alone(pipeline):
-    done = subprocess.run(
-        [sys.executable, "-m", "tools.compare", "HEAD"],
-        cwd=pipeline,
-        env=environment() | {"DVC_NO_ANALYTICS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    done = python(pipeline, "tools.compare", "HEAD")
     assert done.returncode == 0, done.stderr
     assert re.search(r"\| Q8_0 +\| loss +\| .*\+0\.0000.*no difference seen", done.stdout)
 
 
 def test_killed_in_training_the_next_run_ends_with_the_same_weights(pipeline):
     expected = load_file(pipeline / "models/adapter/adapter_model.safetensors")
-    # Another clock of checkpoints, so that DVC has not seen this run; the result must not depend on it.
+    # With checkpoints at other steps, so that DVC has not seen this run; the result must not depend on it.
     set_param(pipeline, "train.checkpoint_steps", 1)
     process = subprocess.Popen(
         [sys.executable, "-m", "dvc", "repro", "quantize-load-train"],
@@ -259,10 +234,8 @@ def test_killed_in_training_the_next_run_ends_with_the_same_weights(pipeline):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 120
     while not list(pipeline.glob(".checkpoints/*/checkpoint-2/complete")):
         assert process.poll() is None, "training ended before it could be killed"
-        assert time.monotonic() < deadline
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -277,14 +250,6 @@ def test_killed_in_training_the_next_run_ends_with_the_same_weights(pipeline):
     restore_run(pipeline)
 
 
-def test_each_stage_lists_exactly_the_modules_it_imports():
-    stages = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
-    for name, stage in stages.items():
-        script = Path("stages") / (re.search(r"stages\.(\w+)", stage["cmd"])[1] + ".py")
-        listed = {dep for dep in stage["deps"] if dep.endswith(".py")}
-        assert listed == imported_modules(script), name
-
-
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
 def test_each_recipe_has_the_parameters_that_dvc_tracks(recipe):
     params = YAML(typ="safe").load(recipe)
@@ -294,17 +259,3 @@ def test_each_recipe_has_the_parameters_that_dvc_tracks(recipe):
             for key in path.split("."):
                 assert key in value, f"{name}: {path}"
                 value = value[key]
-
-
-def imported_modules(script: Path, seen: set[str] | None = None) -> set[str]:
-    """`script` and all of the project's modules that it imports, directly or not."""
-    seen = set() if seen is None else seen
-    seen.add(str(script))
-    for node in ast.walk(ast.parse((ROOT / script).read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "stages":
-            package = Path(*node.module.split("."))
-            modules = [package.with_suffix(".py"), *(package / f"{alias.name}.py" for alias in node.names)]
-            for module in modules:
-                if (ROOT / module).is_file() and str(module) not in seen:
-                    imported_modules(module, seen)
-    return seen

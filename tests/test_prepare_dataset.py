@@ -5,17 +5,18 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-from conftest import refused
-
-from qlora.recipe.params import Model, load_params
-from qlora.rows import chat
+from qlora.recipe.load import load_params
+from qlora.recipe.schema import Model
+from qlora.rows.chat import load_chat
+from qlora.rows.prepared import PREPARED, SPLITS, encode_rows, evenly, first, read, read_encoded, split_file
 from qlora.runtime.console import Refusal
 from qlora.runtime.outputs import write_json
 from qlora.source import base_model
 from stages import prepare_dataset
 
-SPLITS = ("train", "validation", "test")
+import pytest
+from conftest import refused
+
 ALL_ROWS = {"data.train_rows": None, "data.validation_rows": None, "data.test_rows": None}
 
 
@@ -67,7 +68,7 @@ def prepare(workspace, monkeypatch):
 
 
 def sql_rows(groups: int, per_group: int = 1) -> list[dict]:
-    """Rows that no near-duplicate rule confuses: each has a word of its own."""
+    """Rows without near duplicates: each has a word of its own."""
     names = ["".join(chr(97 + int(digit)) for digit in f"{n:04d}") for n in range(groups * per_group)]
     return [
         {"question": f"Count {name}", "context": f"CREATE TABLE t (x{n % groups:03d} INT)", "answer": f"SELECT {name}",
@@ -97,12 +98,12 @@ def test_no_row_gets_lost_and_the_counts_are_right(prepare):
 
 def test_tokens_are_those_of_the_template(prepare):
     prepared = prepare()
-    tokenizer = chat.load_tokenizer(Path("tiny"))
+    tokenizer = load_chat(Path("tiny")).tokenizer
     for split in SPLITS:
         total = supervised = 0
         for row in prepared.splits[split]:
             ids = tokenizer.apply_chat_template(row["messages"], return_dict=False)
-            assert tokenizer.decode(ids[-2:]) == "<|im_end|>\n"  # the line break is not learned, and not counted
+            assert tokenizer.decode(ids[-2:]) == "<|im_end|>\n"  # the line break has no loss and is not counted
             assert row["tokens"] == len(ids) - 1
             answer = tokenizer(row["answer"], add_special_tokens=False)["input_ids"]
             assert row["supervised"] == len(answer) + 1  # and the stop token
@@ -113,7 +114,7 @@ def test_tokens_are_those_of_the_template(prepare):
         assert report["truncated_share"] == 0
 
 
-def test_a_group_stands_in_one_split(prepare):
+def test_a_group_is_in_one_split(prepare):
     prepared = prepare()
     groups = {split: {row["group"] for row in prepared.splits[split]} for split in SPLITS}
     assert all(groups.values())
@@ -197,7 +198,7 @@ def test_training_gives_way_to_a_file_of_test_rows(prepare):
     prepared = prepare(rows, {"data.test_source": "data/raw/test.jsonl"}, test_rows)
     assert [row["id"] for row in prepared.splits["test"]] == ["test.jsonl:1", "test.jsonl:2"]
     assert not {"g0", "g1"} & {row["group"] for s in ("train", "validation") for row in prepared.splits[s]}
-    assert prepared.reasons == {"duplicate": 1, "its group stands in data.test_source": 3}
+    assert prepared.reasons == {"duplicate": 1, "its group is in data.test_source": 3}
     assert len(prepared.splits["train"]) + len(prepared.splits["validation"]) == 16
 
 
@@ -231,9 +232,8 @@ def test_an_overlong_row_can_be_truncated(prepare):
     prepared = prepare(rows, {"data.overlong": "truncate", "train.max_length": 200})
     (row,) = (row for row in prepared.rows if row["question"] == "long answer")
     assert row["tokens"] > 200
-    tokenizer = chat.load_tokenizer(Path("tiny"))
-    prompt = len(chat.encode_prompt(tokenizer, row["messages"][:-1]))
-    assert row["supervised"] == 200 - prompt
+    prompt = load_chat(Path("tiny")).prompt_ids(row["messages"][:-1])
+    assert row["supervised"] == 200 - len(prompt)
     assert prepared.reasons == {"truncated to train.max_length, nothing of the answer is left": 1}
     (split,) = (split for split in SPLITS if row in prepared.splits[split])
     report = prepared.report["tokens"][split]
@@ -242,17 +242,17 @@ def test_an_overlong_row_can_be_truncated(prepare):
 
 
 @pytest.mark.parametrize(
-    ("rows", "changes", "sentence"),
+    ("rows", "changes", "named"),
     [
-        (sql_rows(4), {"train.max_length": 16}, r"every row was dropped \(4 rows: longer than train\.max_length\)"),
-        (sql_rows(4), {"data.validation_fraction": 0.01}, r"no row is left for validation: 4 groups were split by"),
-        (sql_rows(1, 9), {}, r"no row is left for validation and test: 1 groups .*\(data\.columns\.group\)"),
-        ([], {}, r"text2sql\.jsonl: is empty"),
-        (sql_rows(4), {"data.columns.answer": "sql"}, r"has no column 'sql'; it has 'question', 'context'"),
+        (sql_rows(4), {"train.max_length": 16}, r"4 rows: longer than train\.max_length"),
+        (sql_rows(4), {"data.validation_fraction": 0.01}, r"for validation: 4 groups .*data\.validation_fraction"),
+        (sql_rows(1, 9), {}, r"for validation and test: 1 groups .*data\.columns\.group"),
+        ([], {}, r"text2sql\.jsonl: .*empty"),
+        (sql_rows(4), {"data.columns.answer": "sql"}, r"'sql'; it has 'question', 'context'.*data\.columns"),
     ],
 )
-def test_what_leaves_a_split_empty_is_refused(prepare, rows, changes, sentence):
-    with pytest.raises(Refusal, match=sentence):
+def test_what_leaves_a_split_empty_is_refused(prepare, rows, changes, named):
+    with pytest.raises(Refusal, match=named):
         prepare(rows, changes)
     assert not Path("data/prepared").exists()
     assert not list(Path("data").glob(".*"))
@@ -265,10 +265,32 @@ def test_a_refusal_leaves_what_was_there(prepare):
     assert read_jsonl(Path("data/prepared/train.jsonl")) == before.splits["train"]
 
 
+# What other stages read
+
+
+def test_rows_are_taken_from_the_start_or_evenly(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    PREPARED.mkdir(parents=True)
+    split_file("train").write_text("".join(f'{{"n": {n}}}\n' for n in range(10)))
+    assert [row["n"] for row in evenly("train", 4)] == [0, 2, 5, 7]
+    assert [row["n"] for row in first("train", 4)] == [0, 1, 2, 3]
+    assert evenly("train", 99) == first("train", 99) == read("train")
+
+
+def test_every_reader_truncates_to_the_same_length(prepare):
+    rows = [row | {"answer": "SELECT " + "a, " * 100} for row in sql_rows(groups=10)]
+    prepare(rows, {"data.overlong": "truncate", "train.max_length": 100, "data.near_duplicates": "keep"})
+    chat = load_chat(Path("tiny"))
+    encoded = read_encoded("test", chat, 100)
+    assert {len(row.input_ids) for row in encoded} == {100}
+    for one, other in zip(encoded, encode_rows(read("test"), chat, 100), strict=True):
+        assert (list(one.input_ids), list(one.labels)) == (list(other.input_ids), list(other.labels))
+
+
 def test_from_the_command_line_it_is_a_sentence_and_a_status(workspace):
     lines = (workspace.path / "data/raw/text2sql.jsonl").read_text().splitlines()
     (workspace.path / "data/raw/text2sql.jsonl").write_text("\n".join([*lines[:6], "{broken", *lines[6:]]))
     params = load_params(workspace.path / "params.yaml")
     write_json(workspace.path / "models/base/base.json", base_model.describe(params.model, workspace.path / "tiny"))
     sentence = refused(workspace.run("prepare_dataset"))
-    assert sentence.startswith("data/raw/text2sql.jsonl, line 7: not JSON (")
+    assert sentence.startswith("data/raw/text2sql.jsonl, line 7: ")

@@ -1,16 +1,16 @@
-"""Rows as people have them: every format gives the same rows, and what cannot be read is named."""
+"""People's rows: every format gives the same rows, and what cannot be read is named."""
 
 import csv
 import json
-import re
+
+from qlora.raw_rows import sources
+from qlora.raw_rows.conversations import Rejected, conversation
+from qlora.recipe.schema import Data
+from qlora.runtime.console import Refusal
 
 import pyarrow
 import pyarrow.parquet as parquet
 import pytest
-
-from qlora.raw_rows import rows
-from qlora.recipe.params import Data
-from qlora.runtime.console import Refusal
 
 SQL = Data(source="data/raw/rows.jsonl", dialect="sqlite", task="text-to-sql", user_prompt="{context} | {question}")
 CHAT = Data(source="data/raw/rows.jsonl", dialect="sqlite", task="chat")
@@ -53,47 +53,65 @@ def test_jsonl_csv_and_parquet_give_the_same_rows(raw):
         writer.writerows(ROWS)
     parquet.write_table(pyarrow.Table.from_pylist(ROWS), raw / "rows.parquet")
     for name in ("rows.jsonl", "rows.csv", "rows.parquet"):
-        assert list(rows.read(f"data/raw/{name}", SQL)) == ROWS, name
+        assert list(sources.read(f"data/raw/{name}", SQL)) == ROWS, name
 
 
 def test_parquet_keeps_the_messages_of_a_chat(raw):
     messages = [user("a"), assistant("b")]
     parquet.write_table(pyarrow.Table.from_pylist([{"messages": messages}]), raw / "rows.parquet")
-    (row,) = rows.read("data/raw/rows.parquet", CHAT)
-    assert rows.conversation(row, CHAT) == messages
+    (row,) = sources.read("data/raw/rows.parquet", CHAT)
+    assert conversation(row, CHAT) == messages
 
 
 GOOD = json.dumps(ROWS[0]) + "\n"
+# A comma in SQL that nobody quoted: one field more than the header has, in line 4.
+UNQUOTED = b"""question,context,answer
+How many trees?,CREATE TABLE trees (id INT),SELECT COUNT(*) FROM trees
+"Who, exactly?",CREATE TABLE owners (owner TEXT),SELECT owner FROM owners
+Name all kinds,CREATE TABLE kinds (id INT, kind TEXT),SELECT kind FROM kinds
+"""
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "sentence"),
+    ("name", "content", "named"),
     [
-        ("rows.jsonl", None, r"rows\.jsonl is missing; put the file there"),
-        ("rows.jsonl", b"", r"rows\.jsonl: is empty"),
-        ("rows.jsonl", b"\n \n", r"rows\.jsonl: is empty"),
-        ("rows.csv", b"question,context,answer\n", r"rows\.csv: is empty"),
-        ("rows.jsonl", GOOD.encode() * 6 + b"{'a': 1}\n", r"rows\.jsonl, line 7: not JSON \(.* at column 2\)"),
-        ("rows.jsonl", GOOD.encode() * 6 + b'["a"]\n', r"rows\.jsonl, line 7: must be a JSON object .*, not list"),
-        ("rows.jsonl", b'{"question": "Caf\xe9"}\n', r"rows\.jsonl: not UTF-8"),
-        ("rows.csv", b"a,b\nCaf\xe9,1\n", r"rows\.csv: not UTF-8"),
-        ("rows.csv", b'question,context,answer\n"a"b,c,d\n', r"rows\.csv: not CSV"),
-        ("rows.parquet", b"no parquet", r"rows\.parquet: not a Parquet file"),
-        ("rows.json", b"[]", r"rows\.json: must end in \.jsonl, \.csv, \.parquet"),
-        (
-            "rows.jsonl",
-            b'{"q": "", "context": ""}\n',
-            r"no column 'question', 'answer'; it has 'q', 'context'",
-        ),
-        ("rows.csv", b"q;context\n1;2\n", r"has no column .*; it has 'q;context'"),
+        ("rows.jsonl", None, r"rows\.jsonl .*missing.*data\.source"),
+        ("rows.jsonl", b"", r"rows\.jsonl: .*empty"),
+        ("rows.jsonl", b"\n \n", r"rows\.jsonl: .*empty"),
+        ("rows.csv", b"", r"rows\.csv: .*empty"),
+        ("rows.csv", b"question,context,answer\n", r"rows\.csv: .*empty"),
+        ("rows.jsonl", GOOD.encode() * 6 + b"{'a': 1}\n", r"rows\.jsonl, line 7: .*column 2"),
+        ("rows.jsonl", GOOD.encode() * 6 + b'["a"]\n', r"rows\.jsonl, line 7: .*list"),
+        ("rows.jsonl", b'{"question": "Caf\xe9"}\n', r"rows\.jsonl: .*UTF-8.*byte 17"),
+        ("rows.csv", b"a,b\nCaf\xe9,1\n", r"rows\.csv: .*UTF-8"),
+        ("rows.csv", b'question,context,answer\n"a"b,c,d\n', r"rows\.csv: .*CSV"),
+        ("rows.csv", UNQUOTED, r"rows\.csv: row 3 .*4 .*3"),
+        ("rows.parquet", b"no parquet", r"rows\.parquet: .*Parquet"),
+        ("rows.json", b"[]", r"rows\.json: .*\.jsonl, \.csv, \.parquet"),
+        ("rows.jsonl", b'{"q": "", "context": ""}\n', r"'question', 'answer'.*'q', 'context'.*data\.columns"),
+        ("rows.csv", b"q;context\n1;2\n", r"'question', 'context', 'answer'.*'q;context'.*data\.columns"),
     ],
 )
-def test_a_bad_file_is_one_sentence(raw, name, content, sentence):
+def test_a_bad_file_is_one_sentence(raw, name, content, named):
     if content is not None:
         (raw / name).write_bytes(content)
-    with pytest.raises(Refusal, match=sentence) as refusal:
-        list(rows.read(f"data/raw/{name}", SQL))
+    with pytest.raises(Refusal, match=named) as refusal:
+        list(sources.read(f"data/raw/{name}", SQL))
     assert "\n" not in str(refusal.value)
+
+
+def test_a_short_row_of_a_csv_file_lacks_a_value(raw):
+    (raw / "rows.csv").write_text("question,context,answer\nWhy?,CREATE TABLE t (a INT)\n")
+    (row,) = sources.read("data/raw/rows.csv", SQL)
+    assert row == {"question": "Why?", "context": "CREATE TABLE t (a INT)", "answer": None}
+    with pytest.raises(Rejected, match="'answer' is missing"):
+        conversation(row, SQL)
+
+
+def test_values_of_a_csv_file_stay_text(raw):
+    """pandas would read these as a number, a missing value and a truth value."""
+    (raw / "rows.csv").write_text("question,context,answer\n007,NA,true\n")
+    assert list(sources.read("data/raw/rows.csv", SQL)) == [{"question": "007", "context": "NA", "answer": "true"}]
 
 
 # Text-to-SQL
@@ -103,20 +121,20 @@ def test_columns_are_mapped():
     columns = {"question": "utterance", "context": "ddl", "answer": "sql"}
     data = SQL.model_copy(update={"columns": SQL.columns.model_copy(update=columns)})
     row = {"utterance": " How many? ", "ddl": "CREATE TABLE t (a INT)", "sql": "SELECT 1\n", "question": "no"}
-    assert rows.conversation(row, data) == [user("CREATE TABLE t (a INT) | How many?"), assistant("SELECT 1")]
+    assert conversation(row, data) == [user("CREATE TABLE t (a INT) | How many?"), assistant("SELECT 1")]
 
 
 def test_the_system_prompt_comes_first():
     data = SQL.model_copy(update={"system_prompt": "Answer in SQL."})
-    assert rows.conversation(ROWS[1], data)[0] == {"role": "system", "content": "Answer in SQL."}
+    assert conversation(ROWS[1], data)[0] == {"role": "system", "content": "Answer in SQL."}
     chat = CHAT.model_copy(update={"system_prompt": "Be brief."})
     own = {"role": "system", "content": "Be long."}
-    assert rows.conversation({"messages": [own, user("a"), assistant("b")]}, chat)[0] == own
+    assert conversation({"messages": [own, user("a"), assistant("b")]}, chat)[0] == own
 
 
-def test_what_stands_in_a_value_is_not_a_place_to_fill_in():
+def test_braces_in_a_value_are_not_filled_in():
     row = {"question": "What is {answer} in {context}?", "context": "t({question})", "answer": "{context}"}
-    messages = rows.conversation(row, SQL)
+    messages = conversation(row, SQL)
     assert messages[0]["content"].endswith("| What is {answer} in {context}?")
     assert messages[1]["content"] == "{context}"
 
@@ -131,8 +149,8 @@ def test_what_stands_in_a_value_is_not_a_place_to_fill_in():
     ],
 )
 def test_a_value_that_cannot_be_used_is_named(value, reason):
-    with pytest.raises(rows.Rejected, match=reason):
-        rows.conversation(ROWS[0] | {"answer": value}, SQL)
+    with pytest.raises(Rejected, match=reason):
+        conversation(ROWS[0] | {"answer": value}, SQL)
 
 
 # Conversations
@@ -157,7 +175,7 @@ def test_a_value_that_cannot_be_used_is_named(value, reason):
     ],
 )
 def test_flattened_conversations_are_taken_apart(text, messages):
-    assert rows.conversation({"text": text}, TEXT) == messages
+    assert conversation({"text": text}, TEXT) == messages
 
 
 @pytest.mark.parametrize(
@@ -172,8 +190,8 @@ def test_flattened_conversations_are_taken_apart(text, messages):
     ],
 )
 def test_a_text_that_is_no_conversation_is_rejected(text, reason):
-    with pytest.raises(rows.Rejected, match=reason):
-        rows.conversation({"text": text}, TEXT)
+    with pytest.raises(Rejected, match=reason):
+        conversation({"text": text}, TEXT)
 
 
 @pytest.mark.parametrize(
@@ -192,17 +210,17 @@ def test_a_text_that_is_no_conversation_is_rejected(text, reason):
     ],
 )
 def test_messages_that_cannot_be_used_are_rejected(messages, reason):
-    with pytest.raises(rows.Rejected, match=reason):
-        rows.conversation({"messages": messages}, CHAT)
+    with pytest.raises(Rejected, match=reason):
+        conversation({"messages": messages}, CHAT)
 
 
-def test_white_space_around_a_message_goes():
+def test_white_space_around_a_message_is_stripped():
     row = {"messages": [user("a\n"), assistant("\n\nb")]}
-    assert rows.conversation(row, CHAT) == [user("a"), assistant("b")]
+    assert conversation(row, CHAT) == [user("a"), assistant("b")]
 
 
 def test_a_reason_quotes_at_most_a_piece_of_the_row():
-    with pytest.raises(rows.Rejected) as reason:
-        rows.conversation({"messages": [{"role": "x" * 10_000, "content": "y"}]}, CHAT)
+    with pytest.raises(Rejected) as reason:
+        conversation({"messages": [{"role": "x" * 10_000, "content": "y"}]}, CHAT)
     assert len(str(reason.value)) < 200
-    assert re.search("role", str(reason.value))
+    assert "role" in str(reason.value)

@@ -15,20 +15,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import openai
-import pytest
-from conftest import REPO, Workspace, chromium, refused
-from transformers import AutoTokenizer
-
 from qlora.llama_cpp import tools as llama_cpp
-from qlora.raw_rows import rows
-from qlora.recipe.params import EMBEDDED, Model, load_params
-from qlora.rows import chat
+from qlora.raw_rows.conversations import conversation
+from qlora.recipe.artifacts import BASE_RECORD
+from qlora.recipe.load import load_params
+from qlora.recipe.schema import EMBEDDED, Model
+from qlora.rows.chat import load_chat
 from qlora.runtime.console import Refusal
 from qlora.runtime.outputs import write_json
 from qlora.source import base_model
 from stages import evaluate
 from tools import ask, serve, serving, web_ui
+
+import openai
+import pytest
+from conftest import Workspace, chromium, refused
+from repository import ROOT
 
 QUESTION = [{"role": "user", "content": "CREATE TABLE users (id INTEGER, name TEXT)\n\nHow many users are there?"}]
 
@@ -37,11 +39,12 @@ QUESTION = [{"role": "user", "content": "CREATE TABLE users (id INTEGER, name TE
 def place(tmp_path_factory) -> Workspace:
     """A folder in which the embedded model, converted, stands where the pipeline would put the bf16 GGUF."""
     path = tmp_path_factory.mktemp("place")
-    (path / "stages").symlink_to(REPO / "stages")
-    shutil.copy(REPO / "recipes/smollm2-sql.yaml", path / "params.yaml")
+    for name in ("qlora", "stages", "tools"):
+        (path / name).symlink_to(ROOT / name)
+    shutil.copy(ROOT / "recipes/smollm2-sql.yaml", path / "params.yaml")
     base = base_model.fetch(Model(id=EMBEDDED))
     for name in ("base", "bf16"):
-        write_json(path / "models" / name / base_model.RECORD, base_model.describe(Model(id=EMBEDDED), base))
+        write_json(path / "models" / name / BASE_RECORD, base_model.describe(Model(id=EMBEDDED), base))
     place = Workspace(path)
     place.set({"evaluate.max_new_tokens": 24})
     with pytest.MonkeyPatch.context() as patch:
@@ -143,11 +146,11 @@ def test_health_and_metrics(url, client):
 def test_the_recipes_system_prompt_goes_before_a_conversation_that_has_none(url, place, system):
     data = load_params(place.path / "params.yaml").data
     own = [{"role": "system", "content": system}] if system else []
-    tokenizer = AutoTokenizer.from_pretrained(base_model.fetch(Model(id=EMBEDDED)))
+    chat = load_chat(base_model.fetch(Model(id=EMBEDDED)))
     expected = own or [{"role": "system", "content": data.system_prompt}]
     body = json.dumps({"messages": [*own, *QUESTION]}).encode()
     with urllib.request.urlopen(f"{url}/apply-template", body) as response:
-        assert json.load(response)["prompt"] == chat.render(tokenizer, [*expected, *QUESTION], prompt=True)
+        assert json.load(response)["prompt"] == chat.render([*expected, *QUESTION], prompt=True)
 
 
 def test_a_system_prompt_of_any_characters_is_rendered_as_it_is(place, monkeypatch):
@@ -155,8 +158,8 @@ def test_a_system_prompt_of_any_characters_is_rendered_as_it_is(place, monkeypat
     prompt = 'it\'s "quoted" \\n {{ braces }} {% raw %}\n\tline 2 </s> é 日本 😀 %}'
     params, gguf = load_params(), Path("models/bf16/model.gguf")
     params = params.model_copy(update={"data": params.data.model_copy(update={"system_prompt": prompt})})
-    tokenizer = AutoTokenizer.from_pretrained(base_model.fetch(Model(id=EMBEDDED)))
-    expected = chat.render(tokenizer, [{"role": "system", "content": prompt}, *QUESTION], prompt=True)
+    chat = load_chat(base_model.fetch(Model(id=EMBEDDED)))
+    expected = chat.render([{"role": "system", "content": prompt}, *QUESTION], prompt=True)
     room = serving.room(gguf, params, context=512, slots=1)
     with serving.serve("bf16", gguf, params, room) as server:
         body = json.dumps({"messages": QUESTION}).encode()
@@ -167,16 +170,17 @@ def test_a_system_prompt_of_any_characters_is_rendered_as_it_is(place, monkeypat
 def test_served_answers_are_those_that_evaluate_scored_to_the_row(tiny_model, tmp_path, monkeypatch):
     # Short answers of random weights, without the ties at which an answer hangs on what is computed beside it.
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "stages").symlink_to(REPO / "stages")
-    shutil.copy(REPO / "recipes/smollm2-sql.yaml", "params.yaml")
+    for name in ("qlora", "stages", "tools"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    shutil.copy(ROOT / "recipes/smollm2-sql.yaml", "params.yaml")
     Workspace(tmp_path).set({"evaluate.max_new_tokens": 8})
     record = {"id": str(tiny_model), "revision": None, "files": {}}
-    write_json(Path("models/bf16") / base_model.RECORD, record)
+    write_json(Path("models/bf16") / BASE_RECORD, record)
     llama_cpp.convert(tiny_model, Path("models/bf16/model.gguf"))
     data = load_params().data
-    with (REPO / "data/raw/text2sql.jsonl").open() as lines:
+    with (ROOT / "data/raw/text2sql.jsonl").open() as lines:
         raw = [json.loads(next(lines)) for _ in range(8)]
-    test_rows = [row | {"id": str(at), "messages": rows.conversation(row, data)} for at, row in enumerate(raw)]
+    test_rows = [row | {"id": str(at), "messages": conversation(row, data)} for at, row in enumerate(raw)]
     Path("data/prepared").mkdir(parents=True)
     Path("data/prepared/test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in test_rows))
     run(monkeypatch, evaluate, "--artifact", "bf16")
@@ -211,7 +215,7 @@ def test_it_ends_with_its_server_and_starts_again(place, sent):
         port = str(listener.getsockname()[1])
     with serving_process(place, "--port", port) as (url, process):
         (server,) = children(process.pid)
-        assert "choose another --port" in refused(place.run("serve", "--artifact", "bf16", "--port", port))
+        assert "--port" in refused(place.tool("serve", "--artifact", "bf16", "--port", port))
         process.send_signal(sent)
         assert process.wait(timeout=15) == (0 if sent != signal.SIGKILL else -signal.SIGKILL)
         deadline = time.monotonic() + 10
@@ -227,9 +231,9 @@ def test_it_ends_with_its_server_and_starts_again(place, sent):
 def test_what_cannot_be_served_is_refused(place, monkeypatch):
     monkeypatch.chdir(place.path)
     for arguments, sentence in (
-        (["--artifact", "adapter"], "serve merged"),
-        (["--artifact", "Q5"], "choose from base, merged, bf16"),
-        ([], "run `dvc repro quantize-gguf@Q4_K_M`"),
+        (["--artifact", "adapter"], "merged"),
+        (["--artifact", "Q5"], "base, merged, bf16"),
+        ([], "dvc repro quantize-gguf@Q4_K_M"),
         (["--artifact", "merged", "--port", "0", "--nonsense"], "llama-server ended with status 1"),
         (["--host", "nowhere"], "must be an IP address"),
         (["--host", "0.0.0.0"], "set LLAMA_API_KEY"),
@@ -286,16 +290,16 @@ def test_ask_refuses_what_it_cannot_ask(place, monkeypatch):
     Path("empty.sql").write_text("\n")
     for arguments, sentence in (
         ([], "--schema FILE"),
-        (["--schema", "none.sql"], "cannot read none.sql"),
-        (["--schema", "empty.sql"], "'context' is empty"),
-        (["--schema", "schema.sql", "--artifact", "Q5"], "choose base, adapter, merged"),
-        (["--schema", "schema.sql", "--artifact", "merged"], "run `dvc repro merge`"),
-        (["--schema", "schema.sql"], "run `dvc repro quantize-gguf@Q4_K_M`"),
+        (["--schema", "none.sql"], "none.sql"),
+        (["--schema", "empty.sql"], "'context'"),
+        (["--schema", "schema.sql", "--artifact", "Q5"], "base, adapter, merged"),
+        (["--schema", "schema.sql", "--artifact", "merged"], "dvc repro merge"),
+        (["--schema", "schema.sql"], "dvc repro quantize-gguf@Q4_K_M"),
     ):
         with pytest.raises(Refusal, match=sentence):
             run(monkeypatch, ask, "How many?", *arguments)
-    chatting = load_params(REPO / "recipes/mistral-7b-guanaco.yaml").data
-    with pytest.raises(Refusal, match="leave --schema out"):
+    chatting = load_params(ROOT / "recipes/mistral-7b-guanaco.yaml").data
+    with pytest.raises(Refusal, match="--schema"):
         ask.read_schema(Path("schema.sql"), chatting)
     assert ask.messages(chatting, "Why?")[-1] == {"role": "user", "content": "Why?"}
 

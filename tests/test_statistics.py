@@ -1,17 +1,18 @@
 """Intervals, distances, outcomes and gates: against what can be worked out by hand or by brute force."""
 
-import dataclasses
 import math
-
-import numpy as np
-import pytest
 
 from qlora.reporting import bootstrap, gates, outcomes
 from qlora.reporting.outcomes import Outcomes
 from qlora.runtime.console import Refusal
-from qlora.scoring import top_tokens as distance
-from qlora.scoring.top_tokens import COUNT, Top
+from qlora.scoring.top_tokens import COUNT, Top, kl_divergence, load, same_top, save
 from tools import compare
+
+import numpy as np
+import pandas
+import pytest
+
+ROWS = [{"id": f"f:{row}", "group": f"g{row // 2}", "messages": [{"content": row}]} for row in range(6)]
 
 
 def test_the_interval_covers_the_truth_about_19_times_in_20_also_with_few_groups():
@@ -26,7 +27,7 @@ def test_the_interval_covers_the_truth_about_19_times_in_20_also_with_few_groups
     assert 0.92 <= covered / 300 <= 0.99
 
 
-def test_rows_that_hang_together_tell_less():
+def test_rows_of_one_group_tell_less():
     right = np.tile([1, 0], 50)
     alone = bootstrap.ratio(right, np.ones(100), np.arange(100))
     together = bootstrap.ratio(np.sort(right), np.ones(100), np.arange(100) // 10)
@@ -34,7 +35,7 @@ def test_rows_that_hang_together_tell_less():
     assert together.high - together.low > 2 * (alone.high - alone.low)
 
 
-def test_what_both_find_hard_drops_out_of_a_paired_difference():
+def test_rows_that_are_hard_for_both_cancel_out_of_a_paired_difference():
     random = np.random.default_rng(0)
     first = random.random(200) < 0.5
     second = first | (np.arange(200) % 10 == 0)
@@ -50,15 +51,6 @@ def test_one_group_has_no_interval():
     assert not interval.excludes_zero
 
 
-def test_so_many_rows_show_the_difference_so_often():
-    rows = bootstrap.rows_needed(0.05, 0.15)
-    random = np.random.default_rng(0)
-    # Of 100 rows the better one alone gets 10 right, the other one alone 5.
-    drawn = random.choice([1, -1, 0], size=(200, rows), p=[0.10, 0.05, 0.85])
-    seen = [bootstrap.ratio(row, np.ones(rows), np.arange(rows)).low > 0 for row in drawn]
-    assert 0.72 <= np.mean(seen) <= 0.88
-
-
 def softmax_top(logits: np.ndarray) -> Top:
     logprobs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     ids = np.argsort(-logprobs, axis=1)[:, :COUNT]
@@ -71,64 +63,92 @@ def test_divergence_is_that_of_the_whole_vocabulary_where_the_rest_is_improbable
     q = p + random.normal(0, 0.3, p.shape)
     log_p, log_q = (x - np.log(np.exp(x).sum(1, keepdims=True)) for x in (p, q))
     exact = (np.exp(log_p) * (log_p - log_q)).sum(1)
-    kept = distance.kl_divergence(softmax_top(p), softmax_top(q))
+    kept = kl_divergence(softmax_top(p), softmax_top(q))
     assert (kept <= exact + 1e-6).all()
     assert kept.mean() > 0.98 * exact.mean()
-    assert (distance.same_top(softmax_top(p), softmax_top(q)) == (p.argmax(1) == q.argmax(1))).all()
+    assert (same_top(softmax_top(p), softmax_top(q)) == (p.argmax(1) == q.argmax(1))).all()
 
 
 def test_an_artifact_is_at_no_distance_from_itself(tmp_path):
     top = softmax_top(np.random.default_rng(0).normal(0, 4, (10, 200)))
-    distance.save(tmp_path / "a.npz", [Top(top.ids[:4], top.logprobs[:4]), Top(top.ids[4:], top.logprobs[4:])])
-    assert distance.kl_divergence(distance.load(tmp_path / "a.npz"), top).max() < 1e-6
+    save(tmp_path / "a.npz", [Top(top.ids[:4], top.logprobs[:4]), Top(top.ids[4:], top.logprobs[4:])])
+    assert kl_divergence(load(tmp_path / "a.npz"), top).max() < 1e-6
     with pytest.raises(ValueError, match="10 positions against 4"):
-        distance.kl_divergence(top, Top(top.ids[:4], top.logprobs[:4]))
+        kl_divergence(top, Top(top.ids[:4], top.logprobs[:4]))
 
 
-def answer(row: int, right: bool, nll: float) -> dict:
-    return {"id": f"f:{row}", "strict": right, "judged": row != 3, "nll": nll, "supervised": 2, "top1": 1, "stopped": 1}
+def record(row: int, right: bool, nll: float) -> dict:
+    """A record of results/predictions; the gold query of row 3 cannot be judged."""
+    accuracy = {"execution_accuracy": None if row == 3 else right}
+    return {"id": f"f:{row}", "nll": nll, "supervised": 2, "top1": 1, "stopped": True} | accuracy
 
 
 @pytest.fixture
 def found() -> Outcomes:
-    rows = [{"id": f"f:{row}", "group": f"g{row // 2}", "messages": [{"content": row}]} for row in range(6)]
     return outcomes.collect(
-        rows,
+        ROWS,
         {
-            "merged": [answer(row, row < 4, 0.5) for row in range(6)],
-            "Q4_K_M": [answer(row, row < 2, 1.0) for row in range(6)],
+            "merged": [record(row, row < 4, 0.5) for row in range(6)],
+            "Q4_K_M": [record(row, row < 2, 1.0) for row in range(6)],
         },
     )
 
 
+def with_columns(found: Outcomes, artifact: str | None = None, **columns: list) -> Outcomes:
+    """`found` with other values in these columns, of one artifact or of all."""
+    frame = found.frame.copy()
+    for name in found.artifacts if artifact is None else [artifact]:
+        for column, values in columns.items():
+            frame.loc[frame["artifact"] == name, column] = values
+    return Outcomes(frame)
+
+
 def test_outcomes_survive_git_and_say_what_changed(found, tmp_path):
-    outcomes.write(found, tmp_path / "rows.json")
-    again = outcomes.parse((tmp_path / "rows.json").read_text())
-    assert again == found
-    assert again.groups == [0, 0, 1, 1, 2, 2]
+    outcomes.write(found, tmp_path / "rows.csv")
+    text = (tmp_path / "rows.csv").read_text()
+    again = outcomes.parse(text)
+    pandas.testing.assert_frame_equal(again.frame, found.frame)
+    assert list(again.rows["group"]) == [0, 0, 1, 1, 2, 2]
     assert again.interval("merged", "execution_accuracy").value == 3 / 5  # row 3 is not judged
     assert again.difference("merged", "Q4_K_M", "execution_accuracy").value == pytest.approx(-1 / 5)
     assert again.difference("merged", "Q4_K_M", "loss").value == 0.25
-    assert len((tmp_path / "rows.json").read_text().splitlines()) == 6 + 4  # a row a line
+    assert len(text.splitlines()) == 1 + 2 * 6  # a line for each artifact and row
+    with pytest.raises(ValueError, match="columns"):
+        outcomes.parse("artifact,id\nmerged,f:1\n")
+
+
+def test_chats_have_no_execution_accuracy(tmp_path):
+    records = [
+        {key: value for key, value in record(row, True, 0.5).items() if "accuracy" not in key} for row in range(6)
+    ]
+    outcomes.write(outcomes.collect(ROWS, {"base": records}), tmp_path / "rows.csv")
+    found = outcomes.parse((tmp_path / "rows.csv").read_text())
+    assert [metric for metric in outcomes.MEASURES if found.has("base", metric)] == [
+        *("loss", "next_token_accuracy", "stop_rate")
+    ]
+
+
+def test_predictions_of_other_rows_are_refused():
+    with pytest.raises(Refusal, match=r"results/predictions/base\.jsonl .*`dvc repro evaluate@base`"):
+        outcomes.collect(ROWS, {"base": [record(row, True, 0.5) for row in range(5)]})
 
 
 def test_experiments_are_compared_on_the_same_rows_only(found):
     table = compare.difference_table(compare.differences(found, found))
-    (line,) = (line for line in table.split("\n") if line.startswith("| Q4_K_M   | loss "))
+    (line,) = (line for line in table.split("\n") if line.startswith("| Q4_K_M     | loss "))
     cells = [cell.strip() for cell in line.split("|")[3:7]]
     assert cells == ["0.500", "0.500", "+0.0000 (+0.0000 to +0.0000)", "no difference seen"]
-    other = Outcomes("another set", found.ids, found.groups, found.tokens, found.artifacts)
-    with pytest.raises(Refusal, match="different test rows"):
-        compare.differences(found, other)
-    longer = Outcomes(found.test_set, found.ids, found.groups, [3] * 6, found.artifacts)  # another tokenizer
-    assert {one.measure for one in compare.differences(found, longer)} == {"execution_accuracy", "stop_rate"}
+    with pytest.raises(Refusal, match=r"\(6 and 6; data\.\*"):
+        compare.differences(found, with_columns(found, digest=["another"] * 6))
+    longer = with_columns(found, supervised=[3] * 6)  # another tokenizer
+    assert {one.metric for one in compare.differences(found, longer)} == {"execution_accuracy", "stop_rate"}
 
 
 def test_only_rows_that_both_judged_are_compared(found):
     """Rows 0, 1 and 2 are right in both; with other databases row 3 is judged, too, and row 2 no longer."""
-    columns = found.artifacts["merged"] | {"right": [1, 1, None, 1, 0, 0]}
-    other = dataclasses.replace(found, artifacts={"merged": columns})
+    other = with_columns(found, "merged", execution_accuracy=[1, 1, None, 1, 0, 0])
     (accuracy, *_) = compare.differences(found, other)
+    assert (accuracy.artifact, accuracy.metric) == ("merged", "execution_accuracy")
     assert (accuracy.before, accuracy.after, accuracy.change.value) == (0.5, 0.5, 0)
 
 

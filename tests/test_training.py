@@ -1,4 +1,4 @@
-"""quantize-load-train on the tiny model: what is refused, what a signal leaves, and that validating changes nothing."""
+"""quantize-load-train on the tiny model: outputs, refusals, signals; validation that changes nothing."""
 
 import csv
 import json
@@ -6,18 +6,17 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+
+from qlora.training import packing
+from qlora.training.trainer import Trainer
 
 import pytest
 import torch
 from conftest import refused
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
+from trainers import blank_tokenizer, few_steps, random_rows
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
-
-from benchmarks.train_speed import blank_tokenizer, random_rows, settings
-from qlora.training import packing
-from stages.quantize_load_train import Trainer
 
 MADE = ("models/adapter/adapter_model.safetensors", "results/train/log.csv")
 
@@ -38,8 +37,8 @@ def test_a_run_writes_adapter_curve_and_record(prepared):
     assert not steps[0]["eval_loss"]
     metrics = json.loads((prepared.path / "results/train/metrics.json").read_text())
     # r (in + out) of q, k, v, o, gate, up and down, in both layers
-    widths = [64 + 64, 64 + 32, 64 + 32, 64 + 64, 64 + 128, 64 + 128, 128 + 64]
-    assert metrics["trainable_parameters"] == 2 * 2 * sum(widths)
+    sums = [64 + 64, 64 + 32, 64 + 32, 64 + 64, 64 + 128, 64 + 128, 128 + 64]
+    assert metrics["trainable_parameters"] == 2 * 2 * sum(sums)
     assert metrics["rows"] == 12
     lines = (prepared.path / "data/prepared/train.jsonl").read_text().splitlines()
     assert metrics["tokens"] <= sum(json.loads(line)["tokens"] for line in lines)
@@ -53,9 +52,9 @@ def test_a_run_writes_adapter_curve_and_record(prepared):
 def test_a_module_that_the_model_lacks_is_refused(prepared):
     prepared.set({"lora.target_modules": ["q_proj", "c_attn"]})
     sentence = refused(prepared.run("quantize_load_train"))
-    assert sentence.startswith(
-        "lora.target_modules: this model has no linear layer c_attn; it has down_proj, gate_proj"
-    )
+    assert sentence.startswith("lora.target_modules")
+    assert "c_attn" in sentence
+    assert "down_proj, gate_proj" in sentence  # what it has
 
 
 def test_a_loss_that_is_no_number_stops_the_run(prepared):
@@ -64,13 +63,15 @@ def test_a_loss_that_is_no_number_stops_the_run(prepared):
     tensors["model.norm.weight"][0] = float("nan")
     save_file(tensors, path, {"format": "pt"})
     sentence = refused(prepared.run("quantize_load_train"))
-    assert sentence.startswith("loss is nan at step 1; the last good checkpoint is kept")
+    assert "nan" in sentence
+    assert "step 1" in sentence
+    assert "train.learning_rate" in sentence
     assert not (prepared.path / "models/adapter").exists()
     assert not list(prepared.path.glob(".checkpoints/*/checkpoint-*"))
 
 
-def test_validating_in_between_changes_nothing(prepared):
-    """bitsandbytes may repack weights for inference on a CPU, after which gradients were wrong."""
+def test_validation_between_steps_changes_nothing(prepared):
+    """bitsandbytes may repack weights for inference on a CPU, which made later gradients wrong."""
     prepared.set({"quantization.compute_dtype": "bfloat16", "train.max_steps": 4, "train.eval_steps": 100})
     assert prepared.run("quantize_load_train").returncode == 0
     without = adapter(prepared)
@@ -80,7 +81,7 @@ def test_validating_in_between_changes_nothing(prepared):
     assert all(torch.equal(without[name], between[name]) for name in without)
 
 
-def test_sigterm_leaves_a_checkpoint_to_go_on_from(prepared):
+def test_sigterm_leaves_a_checkpoint_to_resume_from(prepared):
     prepared.set(
         {"train.max_steps": None, "train.epochs": 200, "train.checkpoint_steps": 1000, "train.eval_steps": 1000}
     )
@@ -94,33 +95,35 @@ def test_sigterm_leaves_a_checkpoint_to_go_on_from(prepared):
     seen = ""
     while "loss=" not in seen:  # the first step is done
         seen += process.stderr.read(1)
-    begin = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    _, rest = process.communicate(timeout=60)
-    assert time.monotonic() - begin < 30
+    _, rest = process.communicate()
     assert process.returncode == 1
-    assert "error: interrupted after step" in rest
-    assert len(list(prepared.path.glob(".checkpoints/*/checkpoint-*/complete"))) == 1
+    (complete,) = prepared.path.glob(".checkpoints/*/checkpoint-*/complete")
+    state = json.loads(complete.with_name("trainer_state.json").read_text())
+    assert 0 < state["global_step"] < state["max_steps"]  # it did not train to its end
+    _, _, sentence = rest.rpartition("error: ")
+    assert f"step {state['global_step']};" in sentence
     assert not (prepared.path / "models/adapter").exists()
 
 
-# Sends SIGTERM to itself at a pack of what follows a step, and says how many packs were gone through then.
+# Sends itself SIGTERM at a pack of the step or validation that follows a step, and prints how many packs were seen.
 INTERRUPTED = """
 import os, signal, sys
-from stages import quantize_load_train as stage
 from qlora.runtime.console import run_stage
+from stages import quantize_load_train as stage
+from trl import SFTTrainer
 
 method, step, pack = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-whole, packs = getattr(stage.SFTTrainer, method), []
+original, packs = getattr(SFTTrainer, method), []
 
 def interrupted(trainer, *args, **kwargs):
     if trainer.state.global_step == step:
         packs.append(None)
         if len(packs) == pack:
             os.kill(os.getpid(), signal.SIGTERM)
-    return whole(trainer, *args, **kwargs)
+    return original(trainer, *args, **kwargs)
 
-setattr(stage.SFTTrainer, method, interrupted)
+setattr(SFTTrainer, method, interrupted)
 try:
     run_stage(stage.main)
 finally:
@@ -137,7 +140,7 @@ def test_sigterm_does_not_wait_for_the_end_of_a_step_or_a_validation_and_changes
     # Step 2 in its first pack, the validation after it, and the one after the last.
     for method, step, pack in (("training_step", 1, 1), ("prediction_step", 2, 1), ("prediction_step", 3, 1)):
         done = prepared.python("-c", INTERRUPTED, method, str(step), str(pack))
-        assert refused(done).startswith(f"interrupted after step {step}")
+        assert f"step {step};" in refused(done)
         assert f"packs: {pack}\n" in done.stdout
         (state,) = prepared.path.glob(f".checkpoints/*/checkpoint-{step}/trainer_state.json")
         assert state.with_name("complete").exists()
@@ -149,15 +152,15 @@ def test_sigterm_does_not_wait_for_the_end_of_a_step_or_a_validation_and_changes
 
 
 @pytest.mark.slow
-def test_a_run_that_was_interrupted_goes_on_with_less_memory(prepared):
+def test_an_interrupted_run_resumes_with_less_memory(prepared):
     prepared.set({"lora.dtype": "float32", "train.max_length": 256, "train.micro_batch_tokens": 1024})
     assert prepared.run("quantize_load_train").returncode == 0
     whole = adapter(prepared)
     done = prepared.python("-c", INTERRUPTED, "training_step", "0", "1")
-    assert refused(done).startswith("interrupted after step 1;")
+    assert "step 1;" in refused(done)
     prepared.set({"train.memory": "low", "train.micro_batch_tokens": 256})
     done = prepared.run("quantize_load_train")
-    assert ", from checkpoint-1" in done.stdout
+    assert "checkpoint-1" in done.stdout
     lighter = adapter(prepared)
     apart = max((whole[name] - lighter[name]).abs().max().item() for name in whole)
     assert apart < 1e-5
@@ -179,8 +182,8 @@ def test_gradients_are_clipped_as_a_whole_and_cleared_after_each_step(tmp_path, 
         torch.float32,
         0,
         model=LlamaForCausalLM(LlamaConfig(vocab_size=64, **shape)),
-        args=settings(1, 2, 2, max_grad_norm=1e-3, use_cpu=True, padding_free=True, gradient_checkpointing=False),
-        train_dataset=packing.pack_dataset([[0], [1], [2], [3]], random_rows("short", 4, 64), 0),
+        args=few_steps(2, accumulation=2, max_grad_norm=1e-3),
+        train_dataset=packing.pack_dataset([[0], [1], [2], [3]], random_rows(4, 64), 0),
         processing_class=blank_tokenizer(),
         peft_config=LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"),
     )
