@@ -51,7 +51,7 @@ def load(revision: str | None) -> Outcomes:
     if revision is None:
         if not outcomes.PATH.is_file():
             raise Refusal(f"{outcomes.PATH} is missing; run `dvc repro`")
-        return outcomes.parse(outcomes.PATH.read_text(encoding="utf-8"))
+        return parse(outcomes.PATH.read_text(encoding="utf-8"), "the workspace")
     import dvc.api  # takes a second
     from dvc.exceptions import DvcException, PathMissingError
     from scmrepo.exceptions import SCMError
@@ -64,10 +64,15 @@ def load(revision: str | None) -> Outcomes:
         ) from None
     except (DvcException, SCMError, OSError) as error:
         raise Refusal(f"{revision}: {outcomes.PATH} cannot be read there ({error})") from None
+    return parse(text, revision)
+
+
+def parse(text: str, where: str) -> Outcomes:
+    """The outcomes in a file's text. Raises Refusal if it holds something else, such as a merge conflict."""
     try:
         return outcomes.parse(text)
     except ValueError as error:
-        raise Refusal(f"{revision}: {outcomes.PATH} was written by another version of this project ({error})") from None
+        raise Refusal(f"{where}: {outcomes.PATH} is not readable by this version ({error})") from None
 
 
 def differences(before: Outcomes, after: Outcomes) -> list[Difference]:

@@ -39,12 +39,13 @@ def with_deps(text: str) -> str:
     """The text of a dvc.yaml with each stage's code dependencies in place of those that it lists."""
     for name, stage in YAML(typ="safe").load(text)["stages"].items():
         script = Path("stages") / (re.search(r"-m stages\.(\w+)", stage["cmd"])[1] + ".py")
-        begin = text.index(f"\n  {name}:\n")
-        begin = text.index("    deps:\n", begin) + len("    deps:\n")
-        end = begin
-        while line := CODE.match(text, end):
-            end = line.end()
-        text = text[:begin] + "".join(f"      - {path}\n" for path in cover(script)) + text[end:]
+        begin = text.index(f"\n  {name}:\n") + 1
+        end = begin + re.search(r"\n\n|\Z", text[begin:]).start() + 1
+        head, deps, rest = text[begin:end].partition("    deps:\n")
+        if not deps:
+            raise Refusal(f"{PIPELINE}: the stage {name} has no `deps:` line; add one, and its data below it")
+        lines = "".join(f"      - {path}\n" for path in cover(script))
+        text = text[:begin] + head + deps + lines + CODE.sub("", rest) + text[end:]
     return text
 
 

@@ -4,9 +4,11 @@ What only the run-cache or a deleted branch knows goes. A run is abandoned if it
 day ago and is not that of the current params.yaml, which `dvc repro` would resume.
 """
 
+import argparse
 import re
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -20,12 +22,16 @@ DAY = 24 * 60 * 60  # seconds
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
     lock = one_run.hold("make gc")  # noqa: F841 - until this process ends
     cached, runs = unneeded_files(), abandoned_runs()
     sizes = [sum(map(size_of, paths)) / 1e6 for paths in (cached, runs)]
     print(f"cache: {len(cached)} files that nothing needs, {sizes[0]:.0f} MB")
     print(f".checkpoints: {len(runs)} abandoned runs, {sizes[1]:.0f} MB")
-    if not (cached or runs) or input("remove them? [y/N] ").strip().lower() not in ("y", "yes"):
+    if not (cached or runs):
+        return
+    print("remove them? [y/N] ", end="", flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         return
     for run in runs:
         shutil.rmtree(run)
@@ -49,8 +55,8 @@ def dvc_gc(option: str) -> str:
 def abandoned_runs() -> list[Path]:
     """Checkpoint folders that no run is going to resume."""
     try:
-        current = checkpoints.folder_of(load_params())
-    except (FileNotFoundError, Refusal):  # nothing is prepared, or params.yaml is not valid: keep none as current
+        current = checkpoints.folder_of(load_params()) if Path("params.yaml").is_file() else None
+    except FileNotFoundError:  # nothing is prepared yet
         current = None
     folders = [path for path in checkpoints.FOLDER.glob("*") if path.is_dir() and path != current]
     return [path for path in folders if time.time() - max(map(last_write, [path, *path.rglob("*")])) > DAY]

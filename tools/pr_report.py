@@ -59,6 +59,7 @@ def main() -> None:
     print(f"written: {arguments.output}")
     problems = [f"dvc.lock is stale ({', '.join(stale)}): run `make repro` and commit what it changes"] if stale else []
     problems += [f"broken gates: {', '.join(broken)}"] if broken else []
+    problems += [] if now else [f"{summary.PATH} is missing: run `make repro` and commit it"]
     if problems:
         raise Refusal("; ".join(problems))
 

@@ -48,6 +48,12 @@ def serve() -> None:
         raise Refusal(f"llama-server ended with status {status}; it says why above")
 
 
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return int(text)
+
+
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         description="Serve one artifact, OpenAI-compatible. Further options go to llama-server."
@@ -55,8 +61,8 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--artifact", help="base, merged, bf16 or a GGUF type; the GGUF to ship by default")
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on")
     parser.add_argument("--port", type=int, default=8080)
-    parser.add_argument("--context", type=int, help="tokens of prompt and answer, each request; fitted to the memory")
-    parser.add_argument("--slots", type=int, help="requests answered at once; fitted to the memory")
+    parser.add_argument("--context", type=positive, help="tokens of each request; fitted to the memory")
+    parser.add_argument("--slots", type=positive, help="requests answered at once; fitted to the memory")
     return parser.parse_known_args()
 
 
