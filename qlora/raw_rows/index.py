@@ -6,11 +6,17 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from qlora.raw_rows.conversations import Rejected, valid_text
+from qlora.raw_rows.layouts import Layout
+from qlora.raw_rows.rejected import EXAMPLE, Rejected, valid_text
 from qlora.recipe.schema import Data
-from qlora.rows.chat import Messages
+from qlora.rows.chat import Messages, Unusable
+
+KINDS = 50  # different reasons, at most
+OTHER = "another reason"
+REASON = 200  # characters
 
 
 class Index:
@@ -20,12 +26,13 @@ class Index:
         self.path = path
         self.file = path.open("w+b")
         self.group_of = array("q")
+        self.source_of = array("H")  # the number of the source of each row
         self.groups: dict[bytes, int] = {}
         self.is_test = bytearray()  # of each group: 1 if it comes from the test source
         self.seen: set[bytes] = set()
 
-    def add(self, prepared: dict, data: Data, from_test_source: bool) -> None:
-        """Add a row.
+    def add(self, prepared: dict, data: Data, source: int, from_test_source: bool) -> None:
+        """Add a row of the source with this number.
 
         Raises:
             Rejected: if it is a duplicate, or a training row whose group is in the test source.
@@ -42,6 +49,7 @@ class Index:
         if self.is_test[number] and not from_test_source:
             raise Rejected("its group is in data.test_source")
         self.group_of.append(number)
+        self.source_of.append(source)
         self.file.write(json.dumps(prepared, ensure_ascii=False).encode() + b"\n")
 
     def read(self) -> Iterator[dict]:
@@ -55,30 +63,54 @@ class Index:
 
 
 class Rejections:
-    """rejected.jsonl, and how often each reason occurs in it."""
+    """rejected.jsonl; how often each reason occurs in it, and the first row that has it."""
 
     def __init__(self, file):
         self.file = file
         self.reasons: Counter[str] = Counter()
+        self.first: dict[str, str] = {}
 
-    def add(self, row_id: str, reason: str) -> None:
+    def add(self, row_id: str, reason: str, example: str = "") -> None:
+        if reason not in self.reasons and len(self.reasons) >= KINDS:
+            reason, example = OTHER, reason[:EXAMPLE]  # a template's own words may quote the row
+        reason = reason[:REASON]
         self.reasons[reason] += 1
-        self.file.write(json.dumps({"id": row_id, "reason": reason}, ensure_ascii=False) + "\n")
+        self.first.setdefault(reason, row_id)
+        row = {"id": row_id, "reason": reason} | ({"example": example} if example else {})
+        self.file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    @contextmanager
+    def catching(self, row_id: str) -> Iterator[None]:
+        """Add the row if the block rejects it."""
+        try:
+            yield
+        except Rejected as reason:
+            self.add(row_id, str(reason), reason.example)
+        except Unusable as reason:
+            self.add(row_id, str(reason))
+
+    def most_common(self, count: int) -> str:
+        """The most frequent reasons, each with its number of rows and the first of them."""
+        shown = [f"{n} {reason} (first: {self.first[reason]})" for reason, n in self.reasons.most_common(count)]
+        more = len(self.reasons) - len(shown)
+        return "; ".join(shown) + (f"; {more} other reasons in rejected.jsonl" if more else "")
 
 
-def group_of(row: dict, messages: Messages, data: Data) -> str:
-    """The row's group: the value of the group column, else the schema, else the conversation's first question.
+def group_of(row_id: str, row: dict, messages: Messages, layout: Layout) -> str:
+    """The row's group: the value of the group column, else the schema, the document, or the first question.
 
     Raises:
         Rejected: if the group column is empty.
     """
-    if data.columns.group:
-        value = row.get(data.columns.group)
+    if layout.group:
+        value = row.get(layout.group)
         if value is None or value == "":
-            raise Rejected(f"{data.columns.group!r} is missing")
+            raise Rejected(f"{layout.group!r} is missing")
         return valid_text(str(value))
-    if data.task == "text-to-sql":
-        return row[data.columns.context].strip()
+    if layout.format == "text-to-sql":
+        return row[layout.columns["context"]].strip()
+    if layout.format == "documents":
+        return row_id
     return next(message["content"] for message in messages if message["role"] == "user").strip()
 
 
@@ -88,7 +120,7 @@ def _duplicate_keys(prepared: dict, data: Data) -> Iterator[tuple[str, bytes]]:
     Near duplicates have the same bag of words, ignoring case, punctuation, numbers and literals in SQL. Keys of 16
     bytes a row keep memory small where MinHash tables would take gigabytes.
     """
-    contents = [message["content"] for message in prepared["messages"]]
+    contents = [text for message in prepared["messages"] for text in _texts(message)]
     yield "duplicate", _digest("\0".join(contents))
     if data.near_duplicates == "drop":
         if data.task == "text-to-sql":
@@ -96,6 +128,12 @@ def _duplicate_keys(prepared: dict, data: Data) -> Iterator[tuple[str, bytes]]:
             yield "near duplicate", _digest("\0".join([prepared["group"], _bag(prepared["question"]), _bag(sql)]))
         else:
             yield "near duplicate", _digest("\0".join(map(_bag, contents)))
+
+
+def _texts(message: dict) -> Iterator[str]:
+    yield message["content"]
+    if extra := {key: value for key, value in message.items() if key not in ("role", "content")}:
+        yield json.dumps(extra, ensure_ascii=False)
 
 
 def _bag(text: str) -> str:

@@ -1,113 +1,119 @@
-"""Read people's rows, one dictionary at a time, from a JSONL, CSV or Parquet file or from a data set on the hub."""
+"""Open a source of people's rows: a file under data/raw, or a data set on the hub."""
 
-import csv
-import re
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qlora.recipe.checks import FILES
-from qlora.recipe.schema import Data
-from qlora.rows import jsonl
+from qlora.raw_rows import files
+from qlora.raw_rows.conversations import conversation
+from qlora.raw_rows.csv_file import listed
+from qlora.raw_rows.layouts import KNOWN, Layout, detect
+from qlora.raw_rows.rejected import Rejected
+from qlora.recipe.schema import Data, Rows
+from qlora.rows.chat import Messages
 from qlora.runtime.console import Refusal
 from qlora.source import hub
 
-import pandas
-import pyarrow
-import pyarrow.parquet as parquet
-
-CHUNK = 1000  # rows of a file in memory
+SAMPLE = 100  # first rows that tell the format
 
 
-def read(source: str, data: Data) -> Iterator[dict]:
-    """Yield the rows of a file under data/raw, or of a hub data set at its pinned commit, as dictionaries.
+@dataclass(frozen=True)
+class Source:
+    """An open source.
+
+    Attributes:
+        name: As the recipe names it.
+        kind: What the file is, for people: its format, delimiter and encoding.
+        layout: How its rows hold conversations.
+        rows: (number, row) of each row; the number is the line in a JSON Lines or CSV file, as editors count.
+    """
+
+    name: str
+    kind: str
+    layout: Layout
+    rows: Iterator[tuple[int, dict]]
+
+    def described(self) -> dict:
+        """What was found, for the report."""
+        layouts = [self.layout, *self.layout.others]
+        parts = dict.fromkeys(part for layout in layouts for part in layout.columns)
+        return {
+            "kind": self.kind,
+            "format": " and ".join(dict.fromkeys(layout.format for layout in layouts)),
+            "columns": {part: ", ".join(self.layout.names(part)) for part in parts},
+            "unread": list(self.layout.unread),
+        }
+
+    def in_short(self, rows: dict[str, int]) -> str:
+        """What was found, and its rows in each split, in one line."""
+        unread = f"; not read: {listed(self.layout.unread)}" if self.layout.unread else ""
+        used = ", ".join(f"{count} {split}" for split, count in rows.items() if count)
+        return f"{self.kind}; {self.layout}{unread}; {used or 'no row'} of it"
+
+
+def open_source(settings: Rows, data: Data) -> Source:
+    """Open a source, and find the format of its rows.
 
     Raises:
-        Refusal: if the source is missing, of another kind, empty, unreadable, or lacks a column that the task needs.
+        Refusal: if the source is missing, empty or unreadable, lacks what the task needs, or can be read in two ways
+            that give different conversations; of later rows, as they are read.
     """
-    rows = _read_file(Path(source)) if source.startswith("data/raw/") else _read_hub(source, data)
-    needed = _needed_columns(data)
-    number = 0
-    for number, row in enumerate(rows, 1):
-        if number == 1 and (missing := [column for column in needed if column not in row]):
-            raise Refusal(
-                f"{source}: has no column {', '.join(map(repr, missing))}; it has {', '.join(map(repr, row))}: "
-                "set data.columns to the names that the file uses"
-            )
-        yield row
-    if number == 0:
-        raise Refusal(f"{source}: is empty; it must hold at least one row")
-
-
-def _needed_columns(data: Data) -> list[str]:
-    columns = data.columns
-    if data.task == "text-to-sql":
-        needed = [columns.question, columns.context, columns.answer]
+    name = settings.source
+    if settings.is_local:
+        known = KNOWN | {str(column).lower() for column in settings.columns.model_dump(exclude_none=True).values()}
+        kind, rows = files.read(Path(name), settings.encoding, known)
     else:
-        needed = [columns.text or columns.messages]
-    return needed + ([columns.group] if columns.group else [])
+        kind, rows = "hub data set", _read_hub(settings)
+    first = list(itertools.islice(rows, SAMPLE))
+    if not first:
+        raise Refusal(f"{name}: is empty; it must hold at least one row")
+    sample = [row for _, row in first]
+    layouts = detect(name, settings, data.task, sample)
+    return Source(name, kind, _chosen(name, layouts, sample, data), itertools.chain(first, rows))
 
 
-def _read_file(path: Path) -> Iterator[dict]:
-    if not path.is_file():
-        raise Refusal(f"{path} is missing; put the file there (or `dvc pull` it), or change data.source")
-    if path.suffix not in FILES:
-        raise Refusal(f"{path}: must end in {', '.join(FILES)}")
-    if path.suffix == ".jsonl":
-        yield from (row for _, row in jsonl.read(path))
-    elif path.suffix == ".csv":
-        yield from _read_csv(path)
-    else:
-        yield from _read_parquet(path)
+def _chosen(name: str, layouts: Sequence[Layout], rows: Sequence[dict], data: Data) -> Layout:
+    """The first layout, and with it the others that read rows that it does not.
+
+    Raises:
+        Refusal: if a row can be read in two ways that give different conversations.
+    """
+    first, *others = layouts
+    chosen = first
+    for other in others:
+        for row in rows:
+            one, two = _reading(row, chosen, data), _reading(row, other, data)
+            if one and two and one != two:
+                raise Refusal(
+                    f"{name}: its rows can be read as {chosen.of_row(row)} or as {other}, which differ: set "
+                    "data.columns to the columns to learn from, or data.format"
+                )
+            if two and not chosen.of_row(row).is_in(row):
+                unread = [column for column in chosen.unread if column in other.unread]
+                chosen = replace(chosen, unread=unread, others=[*chosen.others, other])
+    return chosen
 
 
-def _read_csv(path: Path) -> Iterator[dict]:
-    """Every value is text, or None where a row is short. A row with more fields than the header is refused."""
-    csv.field_size_limit(1 << 27)
-    # The header is read as a row: otherwise pandas silently takes the first field of longer rows for an index.
-    # The Python engine refuses what the C engine repairs, such as text behind a closing quote.
-    settings = {"header": None, "dtype": str, "keep_default_na": False, "encoding": "utf-8-sig", "engine": "python"}
-    header = None
+def _reading(row: dict, layout: Layout, data: Data) -> Messages | None:
     try:
-        with pandas.read_csv(path, chunksize=CHUNK, **settings) as chunks:
-            for chunk in chunks:
-                for values in chunk.itertuples(index=False, name=None):
-                    if header is None:
-                        header = values
-                        continue
-                    pairs = zip(header, values, strict=True)
-                    yield {name: value if isinstance(value, str) else None for name, value in pairs}
-    except pandas.errors.EmptyDataError:
-        return
-    except UnicodeDecodeError as error:
-        raise Refusal(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
-    except (pandas.errors.ParserError, csv.Error) as error:
-        if found := re.search(r"Expected (\d+) fields in line (\d+), saw (\d+)", str(error)):
-            raise Refusal(
-                f"{path}: row {int(found[2]) - 1} has {found[3]} values and the header {found[1]}: put quotes around "
-                "values that hold a comma"
-            ) from None
-        raise Refusal(f"{path}: not CSV ({error})") from None
+        return conversation(row, layout, data)
+    except Rejected:
+        return None
 
 
-def _read_parquet(path: Path) -> Iterator[dict]:
-    try:
-        for batch in parquet.ParquetFile(path).iter_batches(CHUNK):
-            yield from batch.to_pylist()
-    except pyarrow.ArrowException as error:
-        raise Refusal(f"{path}: not a Parquet file ({error})") from None
-
-
-def _read_hub(name: str, data: Data) -> Iterator[dict]:
+def _read_hub(settings: Rows) -> Iterator[tuple[int, dict]]:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
     # From the files of this commit: by name, load_dataset may find another commit in its cache if the hub is away.
-    folder = hub.download("dataset", name, data.revision)
+    folder = hub.download("dataset", settings.source, settings.revision)
     try:
-        yield from load_dataset(str(folder), split=data.split)
+        rows = load_dataset(str(folder), settings.subset, split=settings.split)
+        yield from enumerate(map(files.without_nulls, rows), 1)
     except (ValueError, OSError, DatasetsError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         # Of a file that cannot be parsed, the cause says more than "An error occurred while generating the dataset".
         reason = str(error.__cause__ or error).splitlines()[0]
-        raise Refusal(f"data.source: {name}: {reason}") from None
+        raise Refusal(f"data.source: {settings.source}: {reason}") from None

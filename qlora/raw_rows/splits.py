@@ -1,8 +1,10 @@
 """Divide the accepted rows into training, validation and test rows, group by group."""
 
 import json
+import math
 from array import array
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,9 +15,11 @@ from qlora.runtime.console import Refusal
 
 import numpy as np
 
+BEYOND_SOURCE = "beyond the rows or the weight of its source"
 
-def assign_splits(index: Index, data: Data) -> tuple[np.ndarray, np.ndarray]:
-    """The split of each accepted row, as an index into SPLITS, and whether the row is kept.
+
+def assign_splits(index: Index, data: Data) -> tuple[np.ndarray, dict[int, str]]:
+    """The split of each accepted row, as an index into SPLITS, and why some rows are left out.
 
     data.seed decides which groups each split gets, and which rows are kept if a split has more than its limit
     (data.train_rows, data.validation_rows, data.test_rows).
@@ -34,28 +38,61 @@ def assign_splits(index: Index, data: Data) -> tuple[np.ndarray, np.ndarray]:
     split_of_group[order[: round(len(order) * data.validation_fraction)]] = SPLITS.index("validation")
 
     split_of_row = split_of_group[np.array(index.group_of, dtype=np.int64)]
-    stays = np.ones(len(split_of_row), dtype=bool)
+    left_out = dict.fromkeys(_beyond_source(index, data, split_of_row), BEYOND_SOURCE)
     for number, split in enumerate(SPLITS):
         limit = getattr(data, f"{split}_rows")
-        members = np.flatnonzero(split_of_row == number)
+        members = [row for row in np.flatnonzero(split_of_row == number) if row not in left_out]
         if limit is not None and len(members) > limit:
-            stays[np.random.default_rng([data.seed, number]).permutation(members)[limit:]] = False
-    return split_of_row, stays
+            beyond = np.random.default_rng([data.seed, number]).permutation(members)[limit:]
+            left_out |= dict.fromkeys(map(int, beyond), f"beyond data.{split}_rows")
+    return split_of_row, left_out
+
+
+def _beyond_source(index: Index, data: Data, split_of_row: np.ndarray) -> Iterator[int]:
+    """Training rows that are more than their source's `rows`, or than its weight allows beside the other sources.
+
+    No row is repeated: the source that has the fewest rows for its weight decides how many the others give.
+    """
+    parts, weighted = data.parts, all(part.weight for part in data.parts)
+    if not weighted and all(part.rows is None for part in parts):
+        return
+    source_of = np.array(index.source_of)
+    members = [
+        np.random.default_rng([data.seed, 3, number]).permutation(
+            np.flatnonzero((split_of_row == SPLITS.index("train")) & (source_of == number))
+        )[: part.rows]
+        for number, part in enumerate(parts)
+    ]
+    kept = set()
+    if weighted:
+        if empty := [part.source for part, rows in zip(parts, members, strict=True) if not len(rows)]:
+            raise Refusal(f"data.sources: no training row of {empty[0]} is left; leave it out, or look at its rows")
+        whole = sum(part.weight for part in parts)
+        share = min(len(rows) / part.weight for part, rows in zip(parts, members, strict=True))
+        share = min(share, (data.train_rows or math.inf) / whole)
+        members = [rows[: round(part.weight * share)] for part, rows in zip(parts, members, strict=True)]
+    for rows in members:
+        kept.update(map(int, rows))
+    for row in np.flatnonzero(split_of_row == SPLITS.index("train")):
+        if int(row) not in kept:
+            yield int(row)
 
 
 def write_splits(output: Path, index: Index, rejected: Rejections, data: Data, max_length: int) -> dict:
     """Copy the accepted rows into their splits and return the report's counts."""
-    split_of_row, stays = assign_splits(index, data)
+    split_of_row, left_out = assign_splits(index, data)
+    of_source: Counter[tuple[int, str]] = Counter()
     lengths = {split: array("q") for split in SPLITS}
     supervised: Counter[str] = Counter()
     groups: dict[str, set[int]] = {split: set() for split in SPLITS}
     with ExitStack() as stack:
         files = {s: stack.enter_context((output / f"{s}.jsonl").open("w", encoding="utf-8")) for s in SPLITS}
-        for row, (prepared, number, stay) in enumerate(zip(index.read(), split_of_row, stays, strict=True)):
+        for row, (prepared, number) in enumerate(zip(index.read(), split_of_row, strict=True)):
             split = SPLITS[number]
-            if not stay:
-                rejected.add(prepared["id"], f"beyond data.{split}_rows")
+            if row in left_out:
+                rejected.add(prepared["id"], left_out[row])
                 continue
+            of_source[index.source_of[row], split] += 1
             files[split].write(json.dumps(prepared, ensure_ascii=False) + "\n")
             lengths[split].append(prepared["tokens"])
             supervised[split] += prepared["supervised"]
@@ -63,6 +100,9 @@ def write_splits(output: Path, index: Index, rejected: Rejections, data: Data, m
     index.remove()
     return {
         "rows": {split: len(lengths[split]) for split in SPLITS},
+        "rows_of_source": [
+            {split: of_source[number, split] for split in SPLITS} for number in range(len(data.parts) + 1)
+        ],
         "groups": {split: len(groups[split]) for split in SPLITS},
         "tokens": {split: token_statistics(lengths[split], supervised[split], max_length) for split in SPLITS},
     }
@@ -82,17 +122,17 @@ def token_statistics(lengths: array, supervised: int, max_length: int) -> dict:
     }
 
 
-def refuse_empty_splits(report: dict, data: Data) -> None:
+def refuse_empty_splits(report: dict, rejected: Rejections, data: Data) -> None:
     """Raise Refusal if a split has no row, with the reasons that emptied it."""
     empty = [split for split in SPLITS if report["rows"][split] == 0]
     if not empty:
         return
-    reasons = "; ".join(f"{count} rows: {why}" for why, count in report["rows"]["rejected"].items())
+    reasons = rejected.most_common(2)
     groups = sum(report["groups"].values())
     if reasons and groups == 0:
-        raise Refusal(f"{data.source}: every row was dropped ({reasons})")
+        raise Refusal(f"{data.name}: every row was dropped ({reasons})")
     raise Refusal(
-        f"{data.source}: no row is left for {' and '.join(empty)}: {groups} groups were split by "
+        f"{data.name}: no row is left for {' and '.join(empty)}: {groups} groups were split by "
         f"data.validation_fraction ({data.validation_fraction}) and data.test_fraction ({data.test_fraction}); raise "
         "them, or group the rows by another column (data.columns.group)" + (f"; dropped: {reasons}" if reasons else "")
     )

@@ -1,28 +1,43 @@
 """JSON Lines files: one JSON object on each line."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from qlora.runtime.console import Refusal
+from qlora.runtime.outputs import write_text
 
 
-def read(path: Path) -> Iterator[tuple[int, dict]]:
+def read(path: Path, encoding: str = "utf-8-sig") -> Iterator[tuple[int, dict]]:
     """Yield (line number, object) of each line that is not blank.
 
     Raises:
-        Refusal: if the file is missing or not UTF-8, or a line is no JSON object.
+        Refusal: if the file is missing or in another encoding, or a line is no JSON object.
     """
     try:
         # Not str.splitlines, which also splits at separators that JSON allows inside a string.
-        with path.open(encoding="utf-8-sig", newline="\n") as file:
+        with path.open(encoding=encoding, newline="\n") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield number, _object(path, number, line)
     except FileNotFoundError:
         raise Refusal(f"there is no file {path}") from None
     except UnicodeDecodeError as error:
-        raise Refusal(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
+        name = "UTF-8" if encoding == "utf-8-sig" else encoding
+        raise Refusal(f"{path}: not {name} ({error.reason} at byte {error.start}); save it as UTF-8") from None
+
+
+def write(path: Path, records: Iterable[dict]) -> None:
+    """Write one object a line, all of them or none."""
+    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def read_made(path: Path, stage: str) -> list[dict]:
+    """All objects in `path`, which `stage` writes. Raises Refusal if it is missing or damaged."""
+    try:
+        return [record for _, record in read(path)]
+    except Refusal as refusal:
+        raise Refusal(f"{refusal}; run `dvc repro {stage}`, which makes it") from None
 
 
 def _object(path: Path, number: int, line: str) -> dict:
@@ -30,6 +45,8 @@ def _object(path: Path, number: int, line: str) -> dict:
         value = json.loads(line)
     except json.JSONDecodeError as error:
         raise Refusal(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})") from None
+    except (RecursionError, ValueError) as error:  # too deep, or a number of thousands of digits
+        raise Refusal(f"{path}, line {number}: cannot be read ({error})") from None
     if not isinstance(value, dict):
         raise Refusal(f"{path}, line {number}: must be a JSON object with named columns, not {type(value).__name__}")
     return value

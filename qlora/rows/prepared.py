@@ -1,15 +1,15 @@
 """The rows that prepare-dataset wrote, for the stages that read them."""
 
 import itertools
-import json
 from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from qlora.recipe.schema import Data, Model
+from qlora.recipe.schema import Data, Model, Train
 from qlora.rows import jsonl
 from qlora.rows.chat import Chat
 from qlora.rows.loss_mask import Encoded, encode, truncate
+from qlora.runtime.console import Refusal
 
 from tqdm import tqdm
 
@@ -17,32 +17,55 @@ PREPARED = Path("data/prepared")
 SPLITS = ("train", "validation", "test")
 
 
-def split_file(split: str) -> Path:
-    return PREPARED / f"{split}.jsonl"
+def split_file(split: str, folder: Path = PREPARED) -> Path:
+    return folder / f"{split}.jsonl"
 
 
-def made_from(model: Model, data: Data, max_length: int) -> dict:
+def made_from(model: Model, data: Data, train: Train) -> dict:
     """The parameters that decide the prepared rows, as data/prepared/report.json records them."""
-    return {"model": model.model_dump(), "data": data.model_dump(), "train.max_length": max_length}
+    return {
+        "model": model.model_dump(),
+        "data": data.model_dump(),
+        "train.max_length": train.max_length,
+        "train.loss_on": train.loss_on,
+    }
+
+
+def rows_of(split: str, folder: Path = PREPARED) -> Iterator[dict]:
+    """The rows of a split, one by one. Raises Refusal if they are missing or damaged, or there are none."""
+    path, count = split_file(split, folder), 0
+    try:
+        for _, row in jsonl.read(path):
+            if "messages" not in row:
+                raise Refusal(f"{path}: a row has no messages")
+            yield row
+            count += 1
+        if not count:
+            raise Refusal(f"{path} is empty")
+    except Refusal as refusal:
+        raise Refusal(f"{refusal}; run `dvc repro prepare-dataset`, which makes it") from None
 
 
 def read(split: str) -> list[dict]:
-    """All rows of a split. Raises Refusal if they are missing."""
-    return [row for _, row in jsonl.read(split_file(split))]
+    """All rows of a split. Raises Refusal as `rows_of`."""
+    return list(rows_of(split))
+
+
+def read_general() -> list[dict]:
+    """The rows of evaluate.general. Raises Refusal if their file is missing or damaged."""
+    return jsonl.read_made(split_file("general"), "prepare-dataset")
 
 
 def first(split: str, count: int) -> list[dict]:
-    """At most the first `count` rows of a split. Raises Refusal if they are missing."""
-    return [row for _, row in itertools.islice(jsonl.read(split_file(split)), count)]
+    """At most the first `count` rows of a split. Raises Refusal as `rows_of`."""
+    return list(itertools.islice(rows_of(split), count))
 
 
-def evenly(split: str, count: int) -> list[dict]:
-    """At most `count` rows of a split, evenly spaced over it; the file is read line by line."""
-    with split_file(split).open(encoding="utf-8") as file:
-        lines = sum(1 for _ in file)
-        file.seek(0)
-        picked = {i * lines // count for i in range(count)}
-        return [json.loads(line) for i, line in enumerate(file) if i in picked]
+def evenly(split: str, count: int, folder: Path = PREPARED) -> list[dict]:
+    """At most `count` rows of a split, evenly spaced over it; one row is in memory at a time."""
+    lines = sum(1 for _ in rows_of(split, folder))
+    picked = {i * lines // count for i in range(count)} if count < lines else range(lines)
+    return [row for i, row in enumerate(rows_of(split, folder)) if i in picked]
 
 
 def encode_rows(rows: Iterable[dict], chat: Chat, max_length: int) -> Iterator[Encoded]:
@@ -56,6 +79,5 @@ def read_encoded(split: str, chat: Chat, max_length: int) -> list[Encoded]:
 
     The arrays hold 32-bit integers: as Python lists, the rows of a large run would take five times the memory.
     """
-    rows = (row for _, row in jsonl.read(split_file(split)))
-    shown = tqdm(encode_rows(rows, chat, max_length), desc=f"tokenize {split}", unit=" rows")
+    shown = tqdm(encode_rows(rows_of(split), chat, max_length), desc=f"tokenize {split}", unit=" rows")
     return [Encoded(array("i", row.input_ids), array("i", row.labels)) for row in shown]
