@@ -1,11 +1,13 @@
 """How far the text-to-SQL verdicts can be trusted, and what they cost.
 
 python -m benchmarks.sql_scoring mutants rows.jsonl --count 400     wrong queries that are called equal
+python -m benchmarks.sql_scoring search rows.jsonl --count 300      those among them that a search finds to be different
 python -m benchmarks.sql_scoring rewrites rows.jsonl --count 400    right queries that are called different
 python -m benchmarks.sql_scoring speed rows.jsonl --count 1000      seconds for that many predictions
 python -m benchmarks.sql_scoring fuzz rows.jsonl --minutes 10       random statements that end a worker, if any
 
-Rows are JSON Lines with `question`, `context` (or the key that --context names) and `answer`.
+Rows are JSON Lines with `question`, `context` (or the key that --context names) and `answer`; "realistic" is a set of
+rows with whole schemas that comes with the benchmark.
 """
 
 import argparse
@@ -16,8 +18,10 @@ from collections import Counter, defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
+from benchmarks.parts.realistic_rows import realistic_rows
 from benchmarks.parts.sql_mutants import MUTATORS
 from benchmarks.parts.sql_rewrites import REWRITERS
+from benchmarks.parts.sql_search import different
 from qlora.sql.comparison import same_results
 from qlora.sql.judge import Judge
 from qlora.sql.queries import is_ordered, normal_form, parse
@@ -28,6 +32,8 @@ from qlora.sql.verdict import score, totals
 
 def read_rows(path: str, context: str, count: int, seed: int = 0) -> list[dict]:
     """`count` rows (or all), chosen at random but always the same."""
+    if path == "realistic":
+        return realistic_rows()[:count]
     with open(path, encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     rows = [{"question": row["question"], "context": row[context], "answer": row["answer"]} for row in rows]
@@ -98,6 +104,39 @@ def mutants(options: argparse.Namespace) -> None:
             f"{name:<16}{line['mutants']:>9}{100 * line['empty'] / total:>14.1f} %{100 * line['gold'] / total:>11.2f} %"
             f"{line['equal']:>14}{100 * line['equal'] / total:>10.2f} %"
         )
+
+
+def search_row(row: dict, seed: int) -> tuple[str | None, list[tuple[str, str, bool, bool]]]:
+    """The status of the gold query, and (mutator, query, called equal, found to be different) for each mutant."""
+    judge = Judge(row["context"], row["answer"], seed=seed)
+    if judge.gold:
+        return judge.gold, []
+    found = mutate(row)
+    equal = {sql for _, sql in found if judge.judge(sql).strict}
+    apart = different(row["context"], row["answer"], [sql for _, sql in found], seed=seed)
+    return None, [(name, sql, sql in equal, sql in apart) for name, sql in found]
+
+
+def search(options: argparse.Namespace) -> None:
+    rows = read_rows(options.rows, options.context, options.count)
+    table, gold = defaultdict(Counter), Counter()
+    with ProcessPoolExecutor(options.processes) as pool:
+        results = pool.map(partial(search_row, seed=options.seed), rows, chunksize=4)
+        for row, (status, found) in zip(rows, results, strict=True):
+            gold[status or "judged"] += 1
+            for name, sql, equal, apart in found:
+                for line in (name, "all"):
+                    table[line].update(
+                        mutants=1, apart=apart, wrong=equal and apart, unseen=apart is False and not equal
+                    )
+                if equal and apart and options.show:
+                    print(f"{name}\n  gold:   {row['answer']}\n  mutant: {sql}")
+    print(f"{len(rows)} rows: {dict(gold)}")
+    print(f"{'mutator':<16}{'mutants':>9}{'found different':>17}{'called equal':>14}{'of mutants':>12}")
+    for name in [*(mutator.__name__ for mutator in MUTATORS), "all"]:
+        line = table[name]
+        share = 100 * line["wrong"] / max(1, line["mutants"])
+        print(f"{name:<16}{line['mutants']:>9}{line['apart']:>17}{line['wrong']:>14}{share:>10.2f} %")
 
 
 def judge_rewrites(row: dict, seed: int) -> list[tuple[str, str, object]]:
@@ -201,7 +240,7 @@ def fuzz(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    commands = {command.__name__: command for command in (mutants, rewrites, speed, fuzz)}
+    commands = {command.__name__: command for command in (mutants, search, rewrites, speed, fuzz)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=tuple(commands))
     parser.add_argument("rows", help="JSON Lines with question, context and answer")

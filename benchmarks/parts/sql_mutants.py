@@ -204,7 +204,37 @@ def columns(tree: Tree, schema: Schema) -> Iterator[Tree]:
                     yield copy
 
 
+def functions(tree: Tree, schema: Schema) -> Iterator[Tree]:
+    """A function dropped from around its argument; another part of a date."""
+    kinds = (exp.Lower, exp.Upper, exp.Trim, exp.Abs, exp.Round, exp.Coalesce, exp.Substring, exp.Length, exp.Cast)
+    yield from each(tree, kinds, lambda node: node.replace(node.this.copy()))
+
+    def another_part(node: Tree) -> object:
+        parts = {"%Y": "%m", "%m": "%d", "%d": "%m", "%H": "%M", "%w": "%d", "%Y-%m": "%Y"}
+        if not node.is_string or node.this not in parts:
+            return False
+        return node.replace(exp.Literal.string(parts[node.this]))
+
+    yield from each(tree, exp.Literal, another_part)
+    yield from each(tree, (exp.Add, exp.Sub, exp.Mul, exp.Div), *map(becomes, (exp.Add, exp.Sub, exp.Mul)))
+
+
+def windows(tree: Tree, schema: Schema) -> Iterator[Tree]:
+    """No partition, the other direction, another ranking."""
+    yield from each(
+        tree, exp.Window, lambda node: node.set("partition_by", None) if node.args.get("partition_by") else False
+    )
+    ranks = (exp.Rank, exp.DenseRank, exp.RowNumber)
+
+    def ranked(kind: type) -> Change:
+        return lambda node: False if type(node) is kind else node.replace(kind())
+
+    yield from each(tree, ranks, *map(ranked, ranks))
+
+
 MUTATORS = (
+    functions,
+    windows,
     aggregates,
     comparisons,
     conditions,

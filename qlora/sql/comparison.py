@@ -8,13 +8,15 @@ from qlora.sql.sandbox import Result
 def same_results(gold: Result, other: Result, ordered: bool, any_column_order: bool = True) -> bool:
     """Whether `other` has the rows of `gold`, in the same order if `ordered`.
 
-    Text is compared without case. Numbers are compared to nine digits, because a sum depends on the order of rows. With
-    `any_column_order`, the columns may be permuted, in one way for all rows (Zhong et al. 2020, section 4.2).
+    Text is compared without case, unless it matters to the engine of `gold`. Numbers are compared to nine digits,
+    because a sum depends on the order of rows. With `any_column_order`, the columns may be permuted, in one way for all
+    rows (Zhong et al. 2020, section 4.2).
     """
     if gold.width != other.width or len(gold.rows) != len(other.rows):
         return False
-    left = [tuple(map(_canonical, row)) for row in gold.rows]
-    right = [tuple(map(_canonical, row)) for row in other.rows]
+    canonical = _number if gold.case_matters else _canonical
+    left = [tuple(map(canonical, row)) for row in gold.rows]
+    right = [tuple(map(canonical, row)) for row in other.rows]
     if _same_rows(left, right, ordered):
         return True
     if not any_column_order or gold.width == 1:
@@ -50,8 +52,10 @@ def _same_rows(left: list[tuple], right: list[tuple], ordered: bool) -> bool:
 
 
 def _canonical(value: object) -> object:
-    if isinstance(value, str):
-        return value.lower()
+    return value.lower() if isinstance(value, str) else _number(value)
+
+
+def _number(value: object) -> object:
     if isinstance(value, float):
         return int(value) if abs(value) < 2**53 and value.is_integer() else float(f"{value:.9g}")
     return value

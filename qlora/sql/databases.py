@@ -7,29 +7,40 @@ query-aware generation (Binnig et al. 2007, "QAGen"; Chandra et al. 2015, "XData
 """
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
 
+from qlora.sql.checks import Checks
 from qlora.sql.constraints import Constraints
 from qlora.sql.domains import Domains
 from qlora.sql.schema import ForeignKey, Schema, Table
 from qlora.sql.shapes import Shape
+from qlora.sql.solutions import Group
 from qlora.sql.values import Values, folded
 from qlora.sql.witnesses import Row, Witnesses
 
+_MOST_ROWS = 1_200  # of one table
+
 
 class Generator:
-    """Databases of one schema for one set of constraints."""
+    """Databases of one schema for one set of constraints.
 
-    def __init__(self, schema: Schema, constraints: Constraints):
-        self.schema, self.constraints = schema, constraints
+    `groups`: values for conditions and terms (see `solutions.solve`). `checks`: the conditions that rows keep, if any.
+    """
+
+    def __init__(
+        self, schema: Schema, constraints: Constraints, groups: Sequence[Group] = (), checks: Checks | None = None
+    ):
+        self.schema, self.constraints, self.groups, self.checks = schema, constraints, groups, checks
         self.domains = Domains(schema, constraints)
 
     def database(self, random: Random, shape: Shape, nulls: bool = True) -> dict[str, list[tuple]]:
         """Rows for every table, in random order. Declared keys and foreign keys hold."""
         shape = shape if nulls else replace(shape, nulls=0.0)
-        values = Values(self.schema, self.constraints, self.domains, random, shape)
-        return _Filling(values).fill()
+        return _Filling(
+            Values(self.schema, self.constraints, self.domains, self.groups, self.checks, random, shape)
+        ).fill()
 
 
 class _Filling:
@@ -37,19 +48,23 @@ class _Filling:
 
     def __init__(self, values: Values):
         self.values, self.schema, self.constraints = values, values.schema, values.constraints
-        self.domains, self.random, self.shape = values.domains, values.random, values.shape
+        self.domains, self.random, self.shape, self.checks = values.domains, values.random, values.shape, values.checks
 
     def fill(self) -> dict[str, list[tuple]]:
         random = self.random
         rows: dict[str, list[Row]] = {name: [] for name in self.schema.tables}
         size = random.randint(*self.shape.rows)
         tiny = self.shape.rows[1] <= 3 and not self.shape.bare
+        blocked = not tiny and not self.shape.bare and random.random() < 0.5
         if not tiny:
             size = max([size, *(min(160, 5 * count) for count in self.constraints.counts)])
+        if blocked:  # the sizes of the greatest groups, and of the greatest result
+            size = max([size, *(min(_MOST_ROWS, 3 * count + 9) for count in self.constraints.counts)])
+            size = max([size, *(min(_MOST_ROWS, limit + 9) for limit in self.constraints.limits)])
         self._add_witnesses(rows, 1 if tiny else size if self.shape.bare else max(4, size // 2))
         for name in self.schema.tables:
             self._add_rows(rows, name, size, tiny)
-        if not tiny and random.random() < 0.5:
+        if blocked or (self.shape.bare and random.random() < 0.5):
             self._block_groups(rows)
         for name in rows:  # repeat whole rows, for DISTINCT; `_hold_keys` drops the repeats of a key
             rows[name] += random.sample(rows[name], min(len(rows[name]), random.randint(0, 2)))
@@ -57,8 +72,19 @@ class _Filling:
         result = {}
         for name, table in self.schema.tables.items():
             result[name] = [tuple(row[column] for column in table.columns) for row in rows[name]]
-            random.shuffle(result[name])
+        if self.checks and self.checks.tables:
+            result = self._hold_checks(result)
+        for made in result.values():
+            random.shuffle(made)
         return result
+
+    def _hold_checks(self, rows: dict[str, list[tuple]]) -> dict[str, list[tuple]]:
+        """The rows that keep the conditions of their tables, and whose parents do."""
+        found: dict[str, list[Row]] = {}
+        for name, table in self.schema.tables.items():
+            found[name] = [dict(zip(table.columns, row, strict=True)) for row in self.checks.rows(name, rows[name])]
+        self._drop_orphans(found)
+        return {name: [tuple(row.values()) for row in made] for name, made in found.items()}
 
     def _add_witnesses(self, rows: dict[str, list[Row]], count: int) -> None:
         """Add `count` witnesses of each scene; in a bare database, of one scene."""
@@ -131,6 +157,9 @@ class _Filling:
                 self._add_parents(rows, key)
         for name, table in self.schema.tables.items():
             rows[name] = self._without_duplicates(table, rows[name])
+        self._drop_orphans(rows)
+
+    def _drop_orphans(self, rows: dict[str, list[Row]]) -> None:
         dropped = True
         while dropped:
             dropped = False

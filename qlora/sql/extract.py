@@ -17,7 +17,9 @@ _STATEMENT = re.compile(
     re.IGNORECASE,
 )
 # The beginning of a query within a line of prose, where "select" and "with" may also be English words.
-_INLINE = r"\bSELECT\b|\bWITH\s+(?:RECURSIVE\s+)?[\w\"`]+\s*(?:\([^()]*\)\s*)?AS\s*\("
+_NAME = r"(?:\w+|\"[^\"\n]+\"|`[^`\n]+`|\[[^\]\n]+\])"
+_COMMON = rf"\bWITH\s+(?:RECURSIVE\s+)?{_NAME}\s*(?:\([^()]*\)\s*)?AS\s*(?:(?:NOT\s+)?MATERIALIZED\s*)?\("
+_INLINE = rf"\bSELECT\b|{_COMMON}"
 _QUERY_IN_CAPITALS = re.compile(_INLINE)
 _QUERY = re.compile(_INLINE, re.IGNORECASE)
 # The end of a query: a semicolon or an empty line, outside of quotes and comments.
@@ -45,7 +47,15 @@ def extract(answer: str) -> str:
             text = block
             break
     text = text.replace("```", "\n")
-    return _end(text[_start(text) or 0 :]).strip().strip("`").rstrip(";. \t\r\n").lstrip()
+    return _without_ticks(_end(text[_start(text) or 0 :]).strip()).rstrip(";. \t\r\n").lstrip()
+
+
+def _without_ticks(sql: str) -> str:
+    """`sql` without the backquotes of Markdown around it: those of a name come in pairs."""
+    if sql.startswith("`") and sql.endswith("`") and sql.count("`") == 2:
+        return sql[1:-1].strip()
+    odd = sql.count("`") % 2 == 1
+    return re.sub(r"`(?=[\s;.]*\Z)", "", sql) if odd else sql
 
 
 def _start(text: str) -> int | None:

@@ -18,10 +18,12 @@ from pathlib import Path
 from threading import Thread
 
 from qlora.sql.judge import Judge, Verdict
-from qlora.sql.sandbox import confine_process
+from qlora.sql.sandbox import MEMORY_BYTES, confine_process
 
 # Wall-clock limit for one prediction or one gold query. `sandbox.clock` ends a statement much sooner.
 PREDICTION_SECONDS = 30
+# DuckDB reserves far more addresses than it fills: its own limit is what counts.
+EMBEDDED_BYTES = 8 * 2**30
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -80,8 +82,8 @@ def _serve(
                     retried = True
                     continue
                 for index in indices[:1] if ready else list(indices):
-                    gold = None if ready else "invalid"
-                    finished.put((index, Verdict(False, False, False, False, error, gold)))
+                    gold = (None, None) if ready else ("invalid", f"the gold query ends its process: {error}")
+                    finished.put((index, Verdict(False, False, False, False, error, *gold)))
                     indices.remove(index)
     except queue.Empty:
         pass
@@ -124,15 +126,19 @@ def _death(worker: subprocess.Popen) -> str:
 def _work() -> None:
     """Answer requests, one a line: write null when the databases are ready, then one verdict a line."""
     logging.getLogger("sqlglot").setLevel(logging.ERROR)  # it warns of what SQLite refuses later
-    confine_process()
-    for line in sys.stdin:
+    for number, line in enumerate(sys.stdin):
         request = json.loads(line)
+        if number == 0:
+            confine_process(EMBEDDED_BYTES if request["settings"].get("engine") == "duckdb" else MEMORY_BYTES)
         signal.alarm(PREDICTION_SECONDS)
         judge = Judge(request["context"], request["answer"], **request["settings"])
         print("null", flush=True)
-        for prediction in request["predictions"]:
+        for place, prediction in enumerate(request["predictions"], start=1):
             signal.alarm(PREDICTION_SECONDS)
-            print(json.dumps(asdict(judge.judge(prediction))), flush=True)
+            line = json.dumps(asdict(judge.judge(prediction)))
+            if place == len(request["predictions"]):
+                judge.engine.end_row()  # before the answer with which the run may end
+            print(line, flush=True)
         signal.alarm(0)
 
 

@@ -1,46 +1,18 @@
 """Properties of a query that its text shows, and the rewrites that scoring needs. sqlglot parses."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
+from qlora.sql.parsing import parse
+from qlora.sql.places import Place, common_table, number_tables, outputs, resolve, sources
 from qlora.sql.schema import Schema
 
 import sqlglot
 from sqlglot import exp
-from sqlglot.errors import SqlglotError
 from sqlglot.tokens import TokenType
 
 _COMPARISONS = (exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE, exp.Like, exp.In, exp.Between)
 _MIRRORED = {exp.GT: exp.LT, exp.GTE: exp.LTE}
 _SHUFFLED = (exp.Window, exp.GroupConcat, exp.Anonymous)
-
-
-class Place(NamedTuple):
-    """A column of one mention of a table: `source` is that mention's number in the query."""
-
-    source: int
-    table: str
-    column: str
-
-
-def parse(sql: str, dialect: str = "sqlite") -> exp.Expression | None:
-    """The syntax tree of one statement, or None if sqlglot cannot parse it; SQLite may run it all the same.
-
-    Some texts take exponential time (59 joins without ON): see `sandbox.clock`.
-    """
-    try:
-        trees = sqlglot.parse(sql, read=dialect)
-    except (SqlglotError, RecursionError, ValueError, AttributeError, TypeError, IndexError):
-        return None  # sqlglot raises some of Python's own errors on odd text
-    return trees[0] if len(trees) == 1 else None
-
-
-def to_sqlite(sql: str, dialect: str) -> str:
-    """Translate `sql` from `dialect` to SQLite's. Text that sqlglot cannot parse is returned unchanged."""
-    if dialect == "sqlite":
-        return sql
-    tree = parse(sql, dialect)
-    return sql if tree is None else tree.sql("sqlite")
 
 
 def plain_strings(sql: str, schema: Schema) -> str:
@@ -52,7 +24,7 @@ def plain_strings(sql: str, schema: Schema) -> str:
     tree = parse(sql) if '"' in sql else None
     if tree is None:
         return sql
-    names = set(schema.tables).union(*(table.columns for table in schema.tables.values()))
+    names = {*schema.tables, *schema.views}.union(*(table.columns for table in schema.tables.values()))
     names |= {node.alias.lower() for node in tree.find_all(exp.Alias, exp.Table, exp.Subquery, exp.CTE)}
     tokens = sqlglot.tokenize(sql, read="sqlite")
     pieces, end = [], 0
@@ -78,6 +50,15 @@ def is_fragile(tree: exp.Expression | None) -> bool:
     return any(_bare_columns(select) for select in tree.find_all(exp.Select))
 
 
+def shows_case(tree: exp.Expression | None) -> bool:
+    """Whether the query changes the case of a text that it shows: then the case of its result matters."""
+    if tree is None:
+        return False
+    functions = (exp.Upper, exp.Lower, exp.Initcap)
+    shown = [node for projection in outputs(tree) for node in projection.find_all(*functions)]
+    return any(node.find_ancestor(exp.Predicate, exp.Ordered, exp.Select) is node.parent_select for node in shown)
+
+
 def limits_without_order(tree: exp.Expression | None) -> bool:
     """Whether a LIMIT without ORDER BY picks rows: which ones is undetermined."""
     if tree is None:
@@ -91,7 +72,29 @@ def limits_without_order(tree: exp.Expression | None) -> bool:
 
 
 def _is_aggregate(select: exp.Select) -> bool:
-    return any(projection.find(exp.AggFunc) for projection in select.selects)
+    return any(True for projection in select.selects for _ in aggregates(projection))
+
+
+def aggregates(node: exp.Expression) -> Iterator[exp.AggFunc]:
+    """The aggregates of the query that `node` is part of: not those of subqueries, nor window functions.
+
+    sqlglot counts RANK, LAG and the like as aggregates; what is OVER a window is none, but its arguments may be.
+    """
+    if isinstance(node, exp.Query):
+        return
+    if isinstance(node, exp.AggFunc) and not _over(node):
+        yield node
+        return
+    for child in node.iter_expressions():
+        yield from aggregates(child)
+
+
+def _over(function: exp.Expression) -> bool:
+    """Whether a window function is what OVER applies to."""
+    node = function
+    while isinstance(node.parent, (exp.IgnoreNulls, exp.RespectNulls, exp.Filter, exp.WithinGroup)):
+        node = node.parent
+    return isinstance(node.parent, exp.Window) and node.parent.this is node
 
 
 def needs_shuffling(tree: exp.Expression | None) -> bool:
@@ -116,12 +119,20 @@ def _bare_columns(select: exp.Select) -> list[exp.Column | exp.Star]:
     bare = []
     for part in (*shown, select.args.get("order"), select.args.get("having")):
         for node in part.find_all(exp.Column, exp.Star) if part else ():
-            inside = node.find_ancestor(exp.AggFunc, exp.Select)
-            if isinstance(inside, exp.AggFunc) or inside is not select or node.name.lower() in grouped:
+            if node.parent_select is not select or _is_aggregated(node) or node.name.lower() in grouped:
                 continue
             if part in shown or node.name.lower() not in named:
                 bare.append(node)
     return bare
+
+
+def _is_aggregated(column: exp.Expression) -> bool:
+    function = column.find_ancestor(exp.AggFunc, exp.Select)
+    while isinstance(function, exp.AggFunc):
+        if not _over(function):
+            return True
+        function = function.find_ancestor(exp.AggFunc, exp.Select)
+    return False
 
 
 def bare_column_tables(tree: exp.Expression) -> set[str]:
@@ -133,7 +144,7 @@ def bare_column_tables(tree: exp.Expression) -> set[str]:
     }
 
 
-def probes(tree: exp.Expression, schema: Schema) -> list[str]:
+def probes(tree: exp.Expression, schema: Schema) -> list[exp.Expression]:
     """Variants of a query that give the same result wherever it is determined.
 
     Two break ties by all output columns, ascending and descending, and so order the rows of a LIMIT without ORDER BY.
@@ -158,7 +169,7 @@ def probes(tree: exp.Expression, schema: Schema) -> list[str]:
                     if isinstance(node, exp.Column) and not isinstance(node.this, exp.Star):
                         node.replace(exp.Max(this=node.copy()) if descending else _least(node))
         found.append(chosen)
-    return list(dict.fromkeys(probe.sql("sqlite") for probe in found if probe != tree))
+    return list(dict.fromkeys(probe for probe in found if probe != tree))
 
 
 def _least(column: exp.Column) -> exp.Expression:
@@ -178,86 +189,15 @@ def _width(query: exp.Expression, schema: Schema) -> int:
     return sum(len(table.columns) for table in tables)
 
 
-def without_distinct(sql: str, tree: exp.Expression | None) -> str:
-    """`sql` without DISTINCT, which annotators use inconsistently (Zhong et al. 2020, section 4.3)."""
-    if tree is None or not tree.find(exp.Distinct):
-        return sql
+def without_distinct(tree: exp.Expression) -> exp.Expression:
+    """The query without DISTINCT, which annotators use inconsistently (Zhong et al. 2020, section 4.3)."""
     tree = tree.copy()
     for select in tree.find_all(exp.Select):
         select.set("distinct", None)
     for distinct in list(tree.find_all(exp.Distinct)):
         if len(distinct.expressions) == 1:
             distinct.replace(distinct.expressions[0].copy())
-    return tree.sql("sqlite")
-
-
-def sources(select: exp.Select) -> Iterator[exp.Expression]:
-    """Yield the tables and subqueries in FROM and in the joins of `select`."""
-    start = select.args.get("from_")
-    if start is not None:
-        yield start.this
-    for join in select.args.get("joins") or ():
-        yield join.this
-
-
-def number_tables(tree: exp.Expression) -> dict[int, int]:
-    """`id` of each mention of a table -> its number, in the order of the tree."""
-    return {id(table): number for number, table in enumerate(tree.find_all(exp.Table))}
-
-
-def resolve(column: exp.Column, schema: Schema, numbers: dict[int, int]) -> Place | None:
-    """The place in the schema that `column` refers to, through aliases, subqueries, CTEs and outer queries.
-
-    None where there is none: an output alias, an unknown name, a computed column. Raises RecursionError on a
-    recursive CTE.
-    """
-    select = column.parent_select
-    while select is not None:
-        for source in sources(select):
-            if column.table and source.alias_or_name.lower() != column.table.lower():
-                continue
-            place = _in_source(source, column.name.lower(), schema, numbers)
-            if place:
-                return place
-        select = select.parent_select
-    return None
-
-
-def _in_source(source: exp.Expression, name: str, schema: Schema, numbers: dict[int, int]) -> Place | None:
-    if isinstance(source, exp.Table):
-        query = _common_table(source)
-        if query is None:
-            table = schema.tables.get(source.name.lower())
-            return Place(numbers[id(source)], table.name, name) if table and name in table.columns else None
-    else:
-        query = source
-    for projection in outputs(query):
-        if isinstance(projection, exp.Star):
-            inner = [_in_source(one, name, schema, numbers) for one in sources(projection.parent)]
-            return next(filter(None, inner), None)
-        if projection.alias_or_name.lower() == name:
-            inner = projection.unalias()
-            return resolve(inner, schema, numbers) if isinstance(inner, exp.Column) else None
-    return None
-
-
-def _common_table(table: exp.Table) -> exp.Expression | None:
-    """The query of the CTE that `table` names."""
-    node = table.parent
-    while node is not None:
-        clause = node.args.get("with_")
-        for common in clause.expressions if clause else ():
-            if common.alias.lower() == table.name.lower():
-                return common.this
-        node = node.parent
-    return None
-
-
-def outputs(query: exp.Expression) -> list[exp.Expression]:
-    """The output expressions of a query: those of the first SELECT of a set operation."""
-    while isinstance(query, (exp.Subquery, exp.SetOperation, exp.Paren)):
-        query = query.this
-    return query.selects if isinstance(query, exp.Select) else []
+    return tree
 
 
 def normal_form(tree: exp.Expression | None, schema: Schema) -> object:
@@ -277,7 +217,7 @@ def normal_form(tree: exp.Expression | None, schema: Schema) -> object:
             columns[id(column)] = resolve(column, schema, numbers)
             if columns[id(column)] is None or (column.name.lower() in aliases and not column.table):
                 return None
-        if any(_common_table(table) for table in tree.find_all(exp.Table)):
+        if any(common_table(table) for table in tree.find_all(exp.Table)):
             return None
         return _form(tree, columns)
     except RecursionError:

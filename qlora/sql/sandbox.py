@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
+from qlora.sql.functions import AGGREGATES, FUNCTIONS, register
+
 STATEMENT_SECONDS = 1.0
 MEMORY_BYTES = 128 * 2**20
 MAX_SQL_LENGTH = 20_000
@@ -38,16 +40,19 @@ _LIMITS = {
 
 # An allow-list, because `printf('%.*c', 900000000, 'x')` alone runs for seconds without one step of SQLite's machine.
 _FUNCTION_NAMES = """
+    -> ->> json json_array json_array_length json_each json_extract json_group_array json_group_object json_object
+    json_quote json_tree json_type json_valid
     abs avg cast ceil ceiling char coalesce concat concat_ws count cume_dist current_date current_time
-    current_timestamp date datetime dense_rank first_value floor glob group_concat hex ifnull iif instr julianday
+    current_timestamp date datetime dense_rank first_value floor format glob group_concat hex ifnull iif instr julianday
     lag last_value lead length like ln log log10 log2 lower ltrim max min mod nth_value ntile nullif percent_rank
-    pow power quote rank replace round row_number rtrim sign sqrt strftime string_agg substr substring sum time
+    pow power printf quote rank replace round row_number rtrim sign sqrt strftime string_agg substr substring sum time
     total trim trunc typeof unicode unixepoch upper
 """
 _FUNCTIONS = frozenset(_FUNCTION_NAMES.split())
+_ROW_FUNCTIONS = ("json_each", "json_tree")  # which give rows of a JSON value
 
 # For the functions that read the clock, it always shows this time: a verdict must not depend on the day.
-_NOW = "2024-07-01 12:00:00"
+NOW = "2024-07-01 12:00:00"
 _CLOCK_WORDS = {"current_date": "date", "current_time": "time", "current_timestamp": "datetime"}
 _CLOCK_FUNCTIONS = ("date", "time", "datetime", "julianday", "unixepoch", "strftime")
 
@@ -58,6 +63,8 @@ _ERRORS = (
     (("no such function",), "unknown_function"),
     (("ambiguous",), "ambiguous"),
     (("interrupted",), "timeout"),
+    (("malformed JSON", "JSON path error", "bad JSON path"), "data"),
+    (("user-defined function raised",), "data"),  # one of `functions`: a division by zero and the like
     (("not authorized", "prohibited", "readonly"), "denied"),
     (("one statement at a time",), "several_statements"),
     (("syntax error", "unrecognized token", "incomplete input", "null character"), "syntax"),
@@ -81,35 +88,50 @@ class QueryError(Exception):
 
 @dataclass(frozen=True)
 class Result:
-    """The result of a query: its number of columns, `width`, and its rows in order."""
+    """The result of a query: its number of columns, `width`, and its rows in order.
+
+    `case_matters`: whether texts that differ in case are different to the engine.
+    """
 
     width: int
     rows: list[tuple]
+    case_matters: bool = False
 
 
 class Database:
     """An in-memory SQLite database of a schema, filled by this package and queried by a model.
 
     The tables have the schema's names and types. They have no constraints, so that no index changes the order of rows;
-    the rows of `databases.Generator` satisfy these. All columns compare text without case.
+    the rows of `databases.Generator` satisfy these. All columns compare text without case, except in PostgreSQL's
+    dialect. Queries of a `dialect` other than SQLite's are translated (`translate`), and call `functions`.
     """
 
-    def __init__(self, tables: Mapping[str, Mapping[str, str]]):
+    def __init__(self, tables: Mapping[str, Mapping[str, str]], dialect: str = "sqlite"):
         """Create the tables: name -> column name -> declared type. Names must be in lower case."""
-        self._tables = tables
+        self._tables, self._dialect = tables, dialect
+        self._case_matters = dialect == "postgres"
         self._connection = connection = sqlite3.connect(":memory:", isolation_level=None, cached_statements=0)
         connection.execute("PRAGMA trusted_schema = OFF")
         connection.execute("PRAGMA temp_store = MEMORY")
         connection.execute(f"PRAGMA hard_heap_limit = {MEMORY_BYTES // 2}")
         for name in _CLOCK_FUNCTIONS:
             connection.create_function(name, -1, partial(_at_fixed_time, name))
+        for name in ("printf", "format"):
+            connection.create_function(name, -1, _format, deterministic=True)
         for name, function in _CLOCK_WORDS.items():
             connection.create_function(name, 0, partial(_at_fixed_time, function))
+        collation = {"sqlite": "NOCASE", "postgres": "BINARY"}.get(dialect, "dialect")
+        if dialect != "sqlite":
+            register(connection, dialect)
+        if self._case_matters:
+            connection.execute("PRAGMA case_sensitive_like = ON")
         for table, columns in tables.items():
             declared = ", ".join(
-                f"{_quoted(name)} {_quoted(kind) if kind else ''} COLLATE NOCASE" for name, kind in columns.items()
+                f"{_quoted(name)} {_quoted(kind) if kind else ''} COLLATE {collation}" for name, kind in columns.items()
             )
             connection.execute(f"CREATE TABLE {_quoted(table)} ({declared})")
+        for name in _ROW_FUNCTIONS:  # the first use writes to SQLite's schema, which no query may
+            connection.execute(f"SELECT value FROM {name}('[]')").fetchall()
         for limit, value in _LIMITS.items():
             connection.setlimit(limit, value)
         self._denied = False
@@ -155,18 +177,21 @@ class Database:
             size += sum(len(value) for value in row if isinstance(value, (str, bytes)))
             if len(rows) * width > MAX_CELLS or size > MAX_RESULT_BYTES:
                 raise QueryError("too_many_rows", f"more than {MAX_CELLS} values or {MAX_RESULT_BYTES} bytes of text")
-        return Result(width, rows)
+        return Result(width, rows, self._case_matters)
 
     def _authorize(self, action: int, first: str | None, second: str | None, *_: str | None) -> int:
         if action in (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_RECURSIVE):
             return sqlite3.SQLITE_OK
         # A CTE of which no column is read appears here by its name, with an empty column.
-        if action == sqlite3.SQLITE_READ and (first.lower() in self._tables or second == ""):
+        if action == sqlite3.SQLITE_READ and (first.lower() in (*self._tables, *_ROW_FUNCTIONS) or second == ""):
             return sqlite3.SQLITE_OK
-        if action == sqlite3.SQLITE_FUNCTION and second.lower() in _FUNCTIONS:
+        if action == sqlite3.SQLITE_FUNCTION and (second.lower() in _FUNCTIONS or self._is_translation(second)):
             return sqlite3.SQLITE_OK
         self._denied = True
         return sqlite3.SQLITE_DENY
+
+    def _is_translation(self, function: str) -> bool:
+        return self._dialect != "sqlite" and (function in FUNCTIONS or function in AGGREGATES)
 
     def _count_steps(self) -> bool:
         self._steps += _STEPS_A_CHECK
@@ -180,6 +205,8 @@ class Database:
         message = str(error)
         for parts, kind in _ERRORS:
             if any(part in message for part in parts):
+                if self._dialect != "sqlite" and kind in ("syntax", "unknown_function"):
+                    return "untranslated"  # the query is one of the dialect: what SQLite lacks is not its fault
                 return "not_a_query" if kind == "syntax" and not _STATEMENT.match(sql) else kind
         return "syntax" if isinstance(error, (UnicodeError, ValueError)) else "invalid"
 
@@ -189,14 +216,49 @@ def _quoted(name: str) -> str:
 
 
 def _at_fixed_time(name: str, *arguments: object) -> object:
-    """SQLite's date function `name` with its clock stopped at `_NOW`."""
+    """SQLite's date function `name` with its clock stopped at `NOW`."""
     position = 1 if name == "strftime" else 0
-    values = list(arguments) if len(arguments) > position else [*arguments, _NOW]
+    values = list(arguments) if len(arguments) > position else [*arguments, NOW]
     if str(values[position]).lower() == "now":
-        values[position] = _NOW
+        values[position] = NOW
     if any(str(value).lower() in ("localtime", "utc") for value in values):
         raise ValueError("time zones are not available")
     return _clock_connection().execute(f"SELECT {name}({','.join('?' * len(values))})", values).fetchone()[0]
+
+
+_DIRECTIVE = re.compile(r"%([-+ 0,#]*)(\d*)(?:\.(\d+))?(?:ll|l)?([diufeEgGsxXoc%])|%")
+
+
+def _format(pattern: str | None, *values: object) -> str | None:
+    """SQLite's printf, without the widths that make it run for seconds, and those given as arguments."""
+    if pattern is None:
+        return None
+    rest = iter(values)
+
+    def written(found: re.Match) -> str:
+        flags, width, precision, kind = found.groups()
+        if kind is None or int(width or 0) > 100 or int(precision or 0) > 30:
+            raise ValueError("printf with this directive is not available")
+        if kind == "%":
+            return "%"
+        value = next(rest, None)
+        plain = flags.replace(",", "").replace("#", "")
+        directive = f"%{plain}{width}" + (f".{precision}" if precision else "")
+        if kind in "sc":
+            text = "" if value is None else str(value)
+            return (directive + "s") % (text[:1] if kind == "c" else text)
+        number = float(value) if isinstance(value, (int, float)) else _leading_number(value)
+        if kind not in "diuxXo":
+            return (directive + kind) % number
+        text = (directive + ("d" if kind in "iu" else kind)) % int(number)
+        return f"{int(number):,d}".rjust(int(width or 0)) if "," in flags else text
+
+    return _DIRECTIVE.sub(written, str(pattern))
+
+
+def _leading_number(value: object) -> float:
+    found = re.match(r"\s*[-+]?\d+(\.\d+)?", str(value))
+    return float(found[0]) if found else 0.0
 
 
 @lru_cache(maxsize=1)
@@ -207,8 +269,8 @@ def _clock_connection() -> sqlite3.Connection:
 _confined = False
 
 
-def confine_process() -> None:
-    """Set the kernel's limits for this process, for good: no file is written, at most MEMORY_BYTES of memory are added.
+def confine_process(memory: int = MEMORY_BYTES) -> None:
+    """Set the kernel's limits for this process, for good: no file is written, at most `memory` bytes are added.
 
     For worker processes only: a limit may end the process, that of `clock` by SIGPROF.
     """
@@ -219,7 +281,7 @@ def confine_process() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     size = Path("/proc/self/statm")  # Linux; elsewhere there is SQLite's own limit alone
     if size.exists():
-        limit = int(size.read_text().split()[0]) * resource.getpagesize() + MEMORY_BYTES
+        limit = int(size.read_text().split()[0]) * resource.getpagesize() + memory
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 

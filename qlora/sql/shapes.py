@@ -26,11 +26,11 @@ SHAPES = (
     Shape(rows=(14, 36), values=(3, 6)),
     Shape(rows=(12, 32), values=(40, 60), distinct=True),
     _FEW_AND_NULLS,
-    Shape(rows=(12, 30), values=(3, 7), nulls=0.12),
+    Shape(rows=(12, 30), values=(3, 7), nulls=0.2),
     _FEW_AND_NULLS,
     Shape(rows=(14, 40), values=(30, 50), nulls=0.05, distinct=True),
     _FEW,
-    Shape(rows=(8, 20), values=(2, 4)),
+    Shape(rows=(8, 20), values=(2, 4), nulls=0.08),
     _FEW,
     Shape(rows=(1, 3), values=(2, 3)),
 )

@@ -2,8 +2,10 @@
 
 from random import Random
 
-from qlora.sql.constraints import Atom, Column, Scene, Value, neighbours
-from qlora.sql.queries import Place
+from qlora.sql.constraints import Atom, Column, Scene
+from qlora.sql.literals import Value
+from qlora.sql.neighbours import neighbours
+from qlora.sql.places import Place
 from qlora.sql.values import Values
 
 Row = dict[str, Value]
@@ -19,6 +21,7 @@ class Witnesses:
     def __init__(self, scene: Scene, scenes: list[Scene], values: Values, random: Random, dangling: float):
         self.scene, self.values, self.random, self.dangling = scene, values, random, dangling
         self.classes = _equal_places(scene)
+        self.groups = [group for group in values.groups if any(scene.place(one) for one in group.variables)]
         self.breaks = self._breaks(scenes)
 
     def make(self, count: int) -> list[list[tuple[str, Row]]]:
@@ -39,6 +42,7 @@ class Witnesses:
             for atom in self.scene.atoms
             for value in (atom.value if isinstance(atom.value, tuple) else (atom.value,))
             for near in neighbours(atom.operator, value, self.random)
+            if self.values.is_possible(atom.place.table, atom.place.column, near)
         ]
         self.random.shuffle(breaks)
         disputed = [
@@ -51,10 +55,18 @@ class Witnesses:
         # Without one row the others dangle: LEFT JOIN, EXCEPT and NOT IN are about those.
         is_dangling = len(rows) > 1 and self.random.random() < self.dangling
         left_out = self.random.choice(list(rows)) if is_dangling else None
+        solved = self._solved()
+        for place, value in solved.items():
+            rows[place.source][place.column] = value
         for places, atoms in self.classes:
             domain = self.values.domains.of[places[0].table, places[0].column]
-            if broken and broken[0] in atoms:
+            known = next((place for place in places if place in solved), None)
+            if known:
+                value = solved[known]
+            elif broken and broken[0] in atoms:
                 value = broken[1]
+            elif self.values.shape.nulls and self.random.random() < 0.1 and self._are_nullable(places):
+                value = None
             elif atoms and self.random.random() < 0.15:
                 continue  # any value: one side of an OR must be false at times
             elif not atoms and left_out in {place.source for place in places}:
@@ -62,8 +74,22 @@ class Witnesses:
             else:
                 value = self._satisfying(places, atoms, domain)
             for place in places:
-                rows[place.source][place.column] = value
+                rows[place.source].setdefault(place.column, value)
         return [(self.scene.tables[number], row) for number, row in rows.items() if number != left_out]
+
+    def _are_nullable(self, places: list[Place]) -> bool:
+        return not any(place.column in self.values.not_null(place.table) for place in places)
+
+    def _solved(self) -> dict[Place, Value]:
+        """Values for the variables of conditions and terms: mostly such that the scene's own conditions hold."""
+        found = {}
+        for group in self.groups:
+            wanted = set(self.scene.conditions) if self.random.random() < 0.6 else set()
+            for variable, value in group.choose(wanted, self.random).items():
+                place = self.scene.place(variable)
+                if place:
+                    found[place] = value
+        return found
 
     def _satisfying(self, places: list[Place], atoms: list[Atom], domain: Column) -> Value:
         """A value that satisfies all of the comparisons, or else one of them."""
