@@ -133,6 +133,22 @@ def check_quantized(path: Path, source: Path, type_: str) -> Contents:
     return contents
 
 
+def check_adapter(path: Path, tensors: int, alpha: float) -> int:
+    """Read the adapter `path` back: it must hold `tensors` tensors and scale by `alpha`; the number of pairs.
+
+    Raises:
+        Refusal: naming what differs.
+    """
+    reader = GGUFReader(path)
+    scale = reader.get_field("adapter.lora.alpha").contents()
+    if len(reader.tensors) != tensors or abs(scale - alpha) > 1e-3 * alpha:
+        raise Refusal(
+            f"{path} is not the adapter it was made from: it has {len(reader.tensors)} tensors of {tensors}, and alpha "
+            f"{scale:g} for {alpha:g}; set gguf.adapters to [], and serve the merged model"
+        )
+    return tensors // 2
+
+
 def describe_types(contents: Contents) -> str:
     """The tensor types with their share of the weights: 'Q4_K 62 %, Q6_K 38 %'."""
     return ", ".join(f"{name} {share:.0%}" for name, share in contents.types.items() if share >= 0.005)

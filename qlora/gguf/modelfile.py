@@ -5,7 +5,8 @@ general, but its renderings can be examined: conversations of placeholders show 
 template of these texts is compared with the real rendering of other conversations.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from qlora.rows.chat import Chat, Messages, Unusable
 
@@ -20,23 +21,38 @@ class Inexpressible(ValueError):
 
 @dataclass(frozen=True)
 class Form:
-    """A chat template that puts one text before and one after each message, depending on the message's role.
+    """A chat template that puts fixed texts before, between and behind messages, and the system message into a turn.
 
     Attributes:
-        around: Role -> (before, after); no system role if the template refuses it.
-        prompt: The text that opens the model's answer.
-        default_system: The system prompt that the template adds to a conversation without one.
+        first: Before the first question of a conversation without a system message.
+        later: Between an answer and the next question.
+        answer: Between a question and its answer, if a turn follows.
+        prompt: Behind the last question: it opens the model's answer.
+        system: Before and behind the system message, which replaces `first`; None if the template refuses one.
+        system_later: Before the system message in later turns, if the last question gets it and not the first one.
     """
 
-    around: dict[str, tuple[str, str]]
+    first: str
+    later: str
+    answer: str
     prompt: str
-    default_system: str | None
+    system: tuple[str, str] | None = None
+    system_later: str | None = None
 
     def render(self, messages: Messages) -> str:
         """The conversation as a prompt, without the BOS that the tokenizer adds."""
-        if self.default_system is not None and messages[0]["role"] != "system":
-            messages = [{"role": "system", "content": self.default_system}, *messages]
-        return "".join(message["content"].join(self.around[message["role"]]) for message in messages) + self.prompt
+        system = "".join(message["content"] for message in messages if message["role"] == "system")
+        turns = [message for message in messages if message["role"] != "system"]
+        text = ""
+        for at, message in enumerate(turns):
+            if message["role"] == "assistant":
+                before = self.answer
+            elif system and at == (0 if self.system_later is None else len(turns) - 1):
+                before = system.join((self.system_later if at else self.system[0], self.system[1]))
+            else:
+                before = self.later if at else self.first
+            text += before + message["content"]
+        return text + self.prompt
 
 
 def write(
@@ -60,14 +76,13 @@ def write(
     """
     form = read_form(chat, adds_bos)
     lines = ["FROM ./model.gguf", f'TEMPLATE """{go_template(form)}"""']
-    system = system_prompt or form.default_system
-    if system and "system" in form.around:
-        lines.append(f'SYSTEM """{system}"""')
+    if system_prompt and form.system:
+        lines.append(f'SYSTEM """{system_prompt}"""')
     lines += [f'PARAMETER stop "{token}"' for token in chat.tokenizer.convert_ids_to_tokens(chat.stops)]
     lines.append(f"PARAMETER num_ctx {min(context, CONTEXT)}")
     if greedy:
         lines.append("PARAMETER temperature 0")
-    if any('"""' in text for text in (system or "", go_template(form))):
+    if any('"""' in text for text in (system_prompt or "", go_template(form))):
         raise Inexpressible('template or system prompt holds """, which ends a text in a Modelfile')
     return "\n".join(lines) + "\n"
 
@@ -80,43 +95,36 @@ def read_form(chat: Chat, adds_bos: bool) -> Form:
     """
     bos = chat.tokenizer.bos_token
 
-    def rendered(*roles: str, prompt: bool) -> list[str]:
-        """The texts before, between and after the placeholders of a conversation with these roles."""
-        messages = [{"role": role, "content": mark} for role, mark in zip(roles, MARKS, strict=False)]
-        text = without_bos(chat.render(messages, prompt=prompt))
+    def rendered(*roles: str, order: Sequence[int] | None = None) -> list[str]:
+        """The texts before, between and after the placeholders of a prompt with these roles, in the text's `order`."""
+        text = prompt_of([{"role": role, "content": mark} for role, mark in zip(roles, MARKS, strict=False)])
         pieces = []
-        for mark in MARKS[: len(roles)]:
-            piece, found, text = text.partition(mark)
+        for at in order or range(len(roles)):
+            piece, found, text = text.partition(MARKS[at])
             if not found:
                 raise Inexpressible(f"a conversation of {', '.join(roles)} is not rendered message by message")
             pieces.append(piece)
         return [*pieces, text]
 
-    def without_bos(text: str) -> str:
+    def prompt_of(messages: Messages) -> str:
+        text = chat.render(messages, prompt=True)
         return text.removeprefix(bos) if adds_bos and bos else text
 
-    start, after_prompted = rendered("user", prompt=True)
-    after_user = rendered("user", prompt=False)[1]
-    if not after_prompted.startswith(after_user):
-        raise Inexpressible("the generation prompt does not just follow the conversation")
-    prompt = after_prompted.removeprefix(after_user)
-    _, to_assistant, to_user, _ = rendered("user", "assistant", "user", prompt=True)
-    after_assistant = rendered("user", "assistant", prompt=False)[2]
-    before = {"user": to_user.removeprefix(after_assistant), "assistant": to_assistant.removeprefix(after_user)}
-    around = {"user": (before["user"], after_user), "assistant": (before["assistant"], after_assistant)}
-    default_system = None
+    first, prompt = rendered("user")
+    _, answer, later, _ = rendered("user", "assistant", "user")
+    form = Form(first, later, answer, prompt)
     try:
-        before_system, system_to_user, _ = rendered("system", "user", prompt=True)
+        before, behind, _ = rendered("system", "user")
     except Unusable:  # the template refuses a system message
         pass
     else:
-        around = {"system": (before_system, system_to_user.removesuffix(before["user"])), **around}
-        opening, closing = before_system, system_to_user
-        if start != before["user"] and start.startswith(opening) and start.endswith(closing):
-            default_system = start[len(opening) : len(start) - len(closing)]
-    form = Form(around, prompt, default_system)
-    for messages in conversations(with_system="system" in around):
-        expected = without_bos(chat.render(messages, prompt=True))
+        roles = ("system", "user", "assistant", "user")
+        text = prompt_of([{"role": role, "content": mark} for role, mark in zip(roles, MARKS, strict=False)])
+        is_late = text.find(MARKS[0]) > text.find(MARKS[1])
+        system_later = rendered(*roles, order=(1, 2, 0, 3))[2] if is_late else None
+        form = replace(form, system=(before, behind), system_later=system_later)
+    for messages in conversations(with_system=form.system is not None):
+        expected = prompt_of(messages)
         if form.render(messages) != expected:
             raise Inexpressible(f"{expected!r} is not its messages with texts around them")
     return form
@@ -141,13 +149,24 @@ def conversations(with_system: bool) -> list[list[dict[str, str]]]:
 
 
 def go_template(form: Form) -> str:
-    """The form as a template of Go's text/template, for the `.Messages` that Ollama passes to it."""
-    branches = [
-        f'{{{{ {"if" if number == 0 else "else if"} eq .Role "{role}" }}}}'
-        f"{_literal(before)}{{{{ .Content }}}}{_literal(after)}"
-        for number, (role, (before, after)) in enumerate(form.around.items())
-    ]
-    return f"{{{{ range .Messages }}}}{''.join(branches)}{{{{ end }}}}{{{{ end }}}}{_literal(form.prompt)}"
+    """The form as a template of Go's text/template, for the `.Messages` and `.System` that Ollama passes to it.
+
+    `.Messages` has the system message, too, and `.System` is its text.
+    """
+    first, later = _literal(form.first), _literal(form.later)
+    if form.system:
+        here = "$.System" if form.system_later is None else "(and $.System (eq (len (slice $.Messages $i)) 1))"
+        before, behind = map(_literal, form.system)
+        first = f"{{{{ if {here} }}}}{before}{{{{ $.System }}}}{behind}{{{{ else }}}}{first}{{{{ end }}}}"
+        if form.system_later is not None:
+            before = _literal(form.system_later)
+            later = f"{{{{ if {here} }}}}{before}{{{{ $.System }}}}{behind}{{{{ else }}}}{later}{{{{ end }}}}"
+    return (
+        "{{ $first := true }}{{ range $i, $_ := .Messages }}"
+        f'{{{{ if eq .Role "user" }}}}{{{{ if $first }}}}{first}{{{{ else }}}}{later}{{{{ end }}}}{{{{ .Content }}}}'
+        f'{{{{ $first = false }}}}{{{{ else if eq .Role "assistant" }}}}{_literal(form.answer)}{{{{ .Content }}}}'
+        f"{{{{ end }}}}{{{{ end }}}}{_literal(form.prompt)}"
+    )
 
 
 def _literal(text: str) -> str:

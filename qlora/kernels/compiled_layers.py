@@ -13,6 +13,7 @@ runs on a CPU, slower than plain layers.
 
 import functools
 
+from qlora.kernels import nf4_experts  # noqa: F401 (its operators)
 from qlora.kernels.nf4_linear import use_fast_linears
 
 import torch
@@ -22,9 +23,12 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 PACK_MULTIPLE = 128  # flex_attention's block size; a part of a block costs as much as a whole one
 
+KINDS = {"full_attention", "sliding_attention"}  # of layers, whose masks are built here
 # Operators whose results a layer keeps when it recomputes only cheap ones: products and attention.
 EXPENSIVE = {
     torch.ops.qlora.nf4_linear.default,
+    torch.ops.qlora.nf4_grouped.default,
+    torch.ops.qlora.grouped.default,
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,
     torch.ops.aten._scaled_dot_product_flash_attention.default,
@@ -64,9 +68,7 @@ def speed_up(model: nn.Module, recomputed_layers: int, backend: str = "inductor"
     # Otherwise only the first layer's input would need no gradient, which would compile that layer separately.
     model.enable_input_require_grads()
     backbone = model.get_base_model().model
-    kinds = set(getattr(backbone.config, "layer_types", None) or ())
-    if backbone.config._attn_implementation == "flex_attention" and len(kinds) <= 1:
-        # If layers have different windows (Gemma), transformers builds a mask for each kind.
+    if backbone.config._attn_implementation == "flex_attention" and kinds(backbone) <= KINDS:
         backbone.register_forward_pre_hook(_add_pack_mask, with_kwargs=True)
     recompute_all = torch.compile(_recompute_all, backend=backend)
     recompute_cheap = torch.compile(_recompute_cheap, backend=backend)
@@ -85,10 +87,19 @@ def _train(model: nn.Module, mode: bool = True) -> nn.Module:
 
 def _add_pack_mask(backbone: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     if kwargs.get("attention_mask") is None and kwargs.get("past_key_values") is None:
-        everything = "full_attention" in (getattr(backbone.config, "layer_types", None) or ())
-        window = None if everything else getattr(backbone.config, "sliding_window", None)
-        kwargs["attention_mask"] = pack_mask(kwargs["position_ids"], window)
+        window = getattr(backbone.config, "sliding_window", None)
+        windows = {"sliding_attention": window, "full_attention": None}
+        masks = {kind: pack_mask(kwargs["position_ids"], windows[kind]) for kind in sorted(kinds(backbone))}
+        if len(masks) == 2:  # transformers' models with layers of two kinds take a mask for each
+            kwargs["attention_mask"] = masks
+        else:
+            kwargs["attention_mask"] = next(iter(masks.values()), None) or pack_mask(kwargs["position_ids"], window)
     return args, kwargs
+
+
+def kinds(backbone: nn.Module) -> set[str]:
+    """The kinds of the decoder's layers, if its config names them."""
+    return set(getattr(backbone.config, "layer_types", None) or ())
 
 
 def pack_mask(position_ids: torch.Tensor, window: int | None) -> BlockMask:
@@ -134,20 +145,51 @@ def _ordered(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return blocks.sum(-1, dtype=torch.int32)[None, None], columns.int()[None, None]
 
 
-def _forward(compiled, layer: nn.Module, hidden_states, **kwargs):
+def _forward(compiled, layer: nn.Module, hidden_states, *args, **kwargs):
     # The collator's arguments for FlashAttention differ from pack to pack. Nothing here reads them, and every new value
     # would cause a compilation.
     for name in ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"):
         kwargs.pop(name, None)
-    return compiled(layer, hidden_states, **kwargs)
+    shared = kwargs.pop("shared_kv_states", None)
+    if shared is None:
+        return compiled(layer, hidden_states, *args, **kwargs)
+    kind, attention = layer.self_attn.layer_type, layer.self_attn
+    if attention.store_full_length_kv:
+        hidden_states, *shared[kind] = compiled(layer, hidden_states, *args, shared=None, kind=kind, **kwargs)
+        return hidden_states
+    given = shared[kind] if attention.is_kv_shared_layer else None
+    return compiled(layer, hidden_states, *args, shared=given, kind=kind, **kwargs)
+
+
+def _call(layer: nn.Module, *args, shared=None, kind: str | None = None, **kwargs):
+    """The layer's own forward pass.
+
+    Gemma 4's last layers take the keys and values of an earlier one from a dictionary that this one writes to. A
+    compiled function cannot write to a dictionary outside, so here they are arguments and results.
+
+    Args:
+        layer: A decoder layer.
+        args: Its arguments.
+        shared: The keys and values that it takes.
+        kind: Its kind of attention, if the model's layers share keys and values.
+        kwargs: Further arguments.
+
+    Returns:
+        The hidden states; of a layer whose keys and values others take, these as well.
+    """
+    if kind is None:
+        return type(layer).forward(layer, *args, **kwargs)
+    states = {} if shared is None else {kind: shared}
+    hidden_states = type(layer).forward(layer, *args, shared_kv_states=states, **kwargs)
+    return (hidden_states, *states[kind]) if layer.self_attn.store_full_length_kv else hidden_states
 
 
 def _recompute_all(layer: nn.Module, *args, **kwargs):
-    return checkpoint(functools.partial(type(layer).forward, layer, **kwargs), *args, use_reentrant=False)
+    return checkpoint(functools.partial(_call, layer, **kwargs), *args, use_reentrant=False)
 
 
 def _recompute_cheap(layer: nn.Module, *args, **kwargs):
-    forward = functools.partial(type(layer).forward, layer, **kwargs)
+    forward = functools.partial(_call, layer, **kwargs)
     return checkpoint(forward, *args, use_reentrant=False, context_fn=_keep_expensive)
 
 

@@ -1,10 +1,11 @@
-"""The 4-bit linear layer of compiled layers: one operator for dequantization, the base product and LoRA.
+"""The linear layer of compiled layers: one operator for dequantization, the base product and LoRA.
 
 bitsandbytes and PEFT compute a QLoRA layer (Dettmers et al., "QLoRA", 2023, arXiv:2305.14314) as a dozen small
 operations. If a decoder layer of these is compiled with activation checkpointing, it still keeps the results of its
 4-bit products for the backward pass (measured with torch 2.11: 0.33 GB a layer for 4,096 tokens of an 8B model). Here
 the linear layer is one opaque operator with its own backward operator. The caller decides which results are kept, one
-kernel dequantizes the weight once a pass, and LoRA's sum is part of the large product.
+kernel dequantizes the weight once a pass, and LoRA's sum is part of the large product. A weight that is not quantized
+(quantization.type: none) takes the same operator, which then dequantizes nothing.
 """
 
 from qlora.kernels.nf4_table import OFFSET, OUTER_BLOCK, OUTER_SCALES, SCALE_VALUES
@@ -13,12 +14,13 @@ import bitsandbytes as bnb
 import torch
 from bitsandbytes.functional import QuantState
 from peft.tuners.lora.bnb import Linear4bit as LoraLinear4bit
+from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.nn import functional
 
 
 def use_fast_linears(model: nn.Module, sharded: bool = False) -> int:
-    """Let each 4-bit layer of `model`, with or without LoRA, compute by the operator.
+    """Let each 4-bit layer of `model`, with or without LoRA, and each plain one with LoRA compute by the operator.
 
     Call it after the adapter is added (by `get_peft_model` or the trainer). Parameters, their names and saved files do
     not change. A LoRA layer with dropout, DoRA or several adapters keeps PEFT's forward pass over the fast base layer.
@@ -34,8 +36,10 @@ def use_fast_linears(model: nn.Module, sharded: bool = False) -> int:
     for module in model.modules():
         if type(module) is LoraLinear4bit and _is_plain_lora(module):
             module.__class__ = FastLoraLinear4bit
+        elif type(module) is LoraLinear and _is_plain_lora(module):
+            module.__class__ = FastLoraLinear
         elif type(module) is bnb.nn.Linear4bit:
-            module.scales = _scales(module.weight.quant_state)
+            module.scales = scales_of(module.weight.quant_state)
             module.codes = None if sharded else module.weight.data.as_subclass(Tensor).view(torch.uint8)
             module.__class__ = FastLinear4bit
             layers += 1
@@ -55,7 +59,7 @@ class FastLinear4bit(bnb.nn.Linear4bit):
 
     Attributes:
         codes: The weight's 4-bit codes, two a byte; None for a sharded weight, whose codes are read at each call.
-        scales: The result of `_scales`.
+        scales: The result of `scales_of`.
     """
 
     @property
@@ -76,28 +80,37 @@ class FastLoraLinear4bit(LoraLinear4bit):
         """Map x (..., in_features) to (..., out_features): x W' + scale * x A' B' + bias."""
         if self.disable_adapters or self.merged:
             return super().forward(x, *args, **kwargs)
-        (name,) = self.active_adapters
-        base = self.base_layer
-        y = nf4_linear(
-            x.to(base.compute_dtype),
-            base.packed,
-            base.out_features,
-            self.lora_A[name].weight,
-            self.lora_B[name].weight,
-            self.scaling[name],
-        )
-        return (y if base.bias is None else y + base.bias.to(y.dtype)).to(x.dtype)
+        return _with_lora(self, x, self.base_layer.packed, self.base_layer.compute_dtype)
 
 
-def _is_plain_lora(module: LoraLinear4bit) -> bool:
-    if type(module.base_layer) not in (bnb.nn.Linear4bit, FastLinear4bit) or len(module.active_adapters) != 1:
+class FastLoraLinear(LoraLinear):
+    """A layer that is not quantized with one LoRA adapter, without dropout."""
+
+    def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
+        """Map x (..., in_features) to (..., out_features): x W' + scale * x A' B' + bias."""
+        if self.disable_adapters or self.merged:
+            return super().forward(x, *args, **kwargs)
+        return _with_lora(self, x, [self.base_layer.weight], self.base_layer.weight.dtype)
+
+
+def _with_lora(module: LoraLinear4bit | LoraLinear, x: Tensor, packed: list[Tensor], dtype: torch.dtype) -> Tensor:
+    (name,) = module.active_adapters
+    base, a, b = module.base_layer, module.lora_A[name].weight, module.lora_B[name].weight
+    y = nf4_linear(x.to(dtype), packed, base.out_features, a, b, module.scaling[name])
+    return (y if base.bias is None else y + base.bias.to(y.dtype)).to(x.dtype)
+
+
+def _is_plain_lora(module: LoraLinear4bit | LoraLinear) -> bool:
+    if type(module.base_layer) not in (bnb.nn.Linear4bit, FastLinear4bit, nn.Linear):
+        return False
+    if len(module.active_adapters) != 1:
         return False
     (name,) = module.active_adapters
     without_dropout = isinstance(module.lora_dropout[name], nn.Identity)
     return name in module.lora_A and without_dropout and not module.lora_variant and not module.lora_bias[name]
 
 
-def _scales(state: QuantState) -> list[Tensor]:
+def scales_of(state: QuantState) -> list[Tensor]:
     """The scale of each block of a weight's codes (float32, or 8-bit codes), and the table (`nf4_table`).
 
     The table is one tensor because every input of a compiled layer costs time in each pass.
@@ -111,10 +124,12 @@ def dequantize(packed: list[Tensor], out_features: int, dtype: torch.dtype) -> T
     """The (out_features, in_features) weight in `dtype`: each code's value times its block's scale.
 
     Args:
-        packed: Codes, scales, table.
+        packed: Codes, scales, table; or only the weight, if it is not quantized.
         out_features: Rows of the weight.
         dtype: Of the result.
     """
+    if len(packed) == 1:
+        return packed[0].to(dtype)
     codes, scales, table = packed
     codes = codes.view(torch.uint8)  # a sharded weight is stored as float32 words
     if codes.is_cuda:

@@ -27,6 +27,7 @@ def packed_attention(
     max_length_q: int | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention within each row of one pack.
@@ -44,24 +45,26 @@ def packed_attention(
         sliding_window: Tokens that a token attends to, itself included; None for all.
         softcap: Limit of the scores: each becomes softcap * tanh(score / softcap) (Gemma 2, arXiv:2408.00118, section
             2). No kernel supports it, so a row's scores, (heads, tokens, tokens), are in memory at once.
+        s_aux: (heads,): each head's sink, a score of nothing that takes part in the softmax (gpt-oss, arXiv:2508.10925,
+            section 2). As with softcap, a row's scores are in memory at once.
         kwargs: Further arguments of transformers' attention interface.
 
     Returns:
         (1, tokens, heads, head size), and None for the attention weights.
 
     Raises:
-        Refusal: if the model's attention needs sinks (`s_aux`) or a position bias.
+        Refusal: if the model's attention needs a position bias.
     """
-    if asked := [name for name in ("s_aux", "position_bias") if kwargs.get(name) is not None]:
+    if kwargs.get("position_bias") is not None:
         raise Refusal(
-            f"this model's attention takes {asked[0]}, which plain layers do not support: train it on a GPU with "
+            "this model's attention takes position_bias, which plain layers do not support: train it on a GPU with "
             "train.compile set to true, or choose another model"
         )
     tokens = query.shape[2]
     if cu_seq_lens_q is None:
         cu_seq_lens_q = torch.tensor([0, tokens], dtype=torch.int32, device=query.device)
         max_length_q = tokens
-    if dropout == 0 and softcap is None and _has_flash(query, value):
+    if dropout == 0 and softcap is None and s_aux is None and _has_flash(query, value):
         window = (-1 if sliding_window is None else sliding_window - 1, 0)
         groups = query.shape[1] // key.shape[1]
         heads = (query, *(part.repeat_interleave(groups, dim=1) for part in (key, value)))
@@ -77,8 +80,8 @@ def packed_attention(
     with torch.autocast(query.device.type, enabled=False):
         for q, k, v in zip(*(part.split(lengths, dim=2) for part in (query, key, value)), strict=True):
             mask = _window_mask(q, sliding_window)
-            if softcap is not None:
-                rows.append(_capped(q, k, v, mask, dropout, scaling, softcap))
+            if softcap is not None or s_aux is not None:
+                rows.append(_explicit(q, k, v, mask, dropout, scaling, softcap, s_aux))
                 continue
             options = {"attn_mask": mask, "is_causal": mask is None, "dropout_p": dropout, "scale": scaling}
             rows.append(scaled_dot_product_attention(q, k, v, enable_gqa=True, **options))
@@ -101,15 +104,20 @@ def _window_mask(query: torch.Tensor, window: int | None) -> torch.Tensor | None
     return torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).tril().triu(1 - window)
 
 
-def _capped(query, key, value, mask, dropout, scaling, softcap) -> torch.Tensor:
-    """scaled_dot_product_attention of one row with capped scores."""
+def _explicit(query, key, value, mask, dropout, scaling, softcap, sinks) -> torch.Tensor:
+    """scaled_dot_product_attention of one row with capped scores or sinks."""
     groups, tokens = query.shape[1] // key.shape[1], query.shape[2]
     key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
     scores = query @ key.transpose(2, 3) * (query.shape[3] ** -0.5 if scaling is None else scaling)
-    scores = softcap * torch.tanh(scores / softcap)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
     if mask is None:
         mask = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).tril()
-    weights = scores.masked_fill(~mask, -torch.inf).softmax(-1, dtype=torch.float32).to(value.dtype)
+    scores = scores.masked_fill(~mask, -torch.inf)
+    if sinks is not None:
+        sink = sinks.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+        scores = torch.cat([scores, sink], -1)
+    weights = scores.softmax(-1, dtype=torch.float32)[..., :tokens].to(value.dtype)
     return torch.dropout(weights, dropout, train=True) @ value
 
 

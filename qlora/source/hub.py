@@ -9,11 +9,14 @@ from typing import Literal
 from qlora.runtime.console import Refusal
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
-Kind = Literal["model", "dataset"]
+Kind = Literal["model", "dataset", "adapter"]
 COPIES = ["consolidated*"]  # the same weights again, in the maker's own format
 SECTION = {"model": "model", "dataset": "data"}  # of params.yaml
-FIELD = {"model": "model.id", "dataset": "data.source"}
-NOUN = {"model": "model", "dataset": "data set"}
+FIELD = {"model": "model.id", "dataset": "data.source", "adapter": "lora.start_from"}
+PIN = {"model": "model.revision", "dataset": "data.revision", "adapter": "lora.start_from"}
+NOUN = {"model": "model", "dataset": "data set", "adapter": "adapter"}
+REPOSITORY = {"model": "model", "dataset": "dataset", "adapter": "model"}  # the hub's kinds
+LOCAL = {"model": "a local folder", "dataset": "a file under data/raw", "adapter": "a folder under data/adapters"}
 
 
 def download(kind: Kind, name: str, revision: str | None, patterns: Sequence[str] | None = None) -> Path:
@@ -26,7 +29,7 @@ def download(kind: Kind, name: str, revision: str | None, patterns: Sequence[str
     from huggingface_hub import errors, snapshot_download
 
     check_pinned(kind, name, revision)
-    files = {"repo_type": kind, "revision": revision, "allow_patterns": patterns, "ignore_patterns": COPIES}
+    files = {"repo_type": REPOSITORY[kind], "revision": revision, "allow_patterns": patterns, "ignore_patterns": COPIES}
     with explained(kind, name, revision):
         try:
             return Path(snapshot_download(name, **files))
@@ -44,14 +47,24 @@ def check_pinned(kind: Kind, name: str, revision: str | None) -> None:
     """Raise Refusal if `revision` is not a commit; it names the commit to pin, which the hub tells."""
     if COMMIT.fullmatch(revision or ""):
         return
+    commit = commit_of(kind, name, revision)
+    raise Refusal(
+        f"{PIN[kind]}: must pin {name} by its commit, because a branch can move; "
+        f"{revision or 'its main branch'} is now {commit}: set {PIN[kind]} to "
+        + (f"{name}@{commit}" if kind == "adapter" else "that")
+    )
+
+
+def commit_of(kind: Kind, name: str, revision: str | None) -> str:
+    """The commit that a branch or tag, or with None the main branch, is at now.
+
+    Raises:
+        Refusal: as from `explained`.
+    """
     from huggingface_hub import HfApi
 
     with explained(kind, name, revision):
-        commit = HfApi().repo_info(name, repo_type=kind, revision=revision).sha
-    raise Refusal(
-        f"{SECTION[kind]}.revision: must pin {name} by its commit, because a branch can move; "
-        f"{revision or 'its main branch'} is now {commit}: set {SECTION[kind]}.revision to that"
-    )
+        return HfApi().repo_info(name, repo_type=REPOSITORY[kind], revision=revision).sha
 
 
 @contextmanager
@@ -77,7 +90,7 @@ def explained(kind: Kind, name: str, revision: str | None) -> Iterator[None]:
             f"{field}: the hub has no {noun} {name}, or it is private; check the spelling, or set HF_TOKEN"
         ) from None
     except errors.RevisionNotFoundError:
-        raise Refusal(f"{SECTION[kind]}.revision: the hub has no commit {revision} of {name}") from None
+        raise Refusal(f"{PIN[kind]}: the hub has no commit {revision} of {name}") from None
     except errors.IncompleteSnapshotError as error:
         missing = str(error).partition(" are missing (")[2].partition("). ")[0]
         raise _unreachable(kind, name, revision, f"in the local cache without {missing},") from None
@@ -95,7 +108,7 @@ def explained(kind: Kind, name: str, revision: str | None) -> Iterator[None]:
 
 
 def _unreachable(kind: Kind, name: str, revision: str | None, cached: str) -> Refusal:
-    where, local = FIELD[kind], "a local folder" if kind == "model" else "a file under data/raw"
+    where, local = FIELD[kind], LOCAL[kind]
     return Refusal(
         f"{where}: {name} at {revision or 'its main branch'} is {cached} and the hub cannot be reached; check the "
         f"network, HF_ENDPOINT (a mirror) and HF_HUB_OFFLINE, or name {local} in {where}"
