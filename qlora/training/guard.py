@@ -1,11 +1,14 @@
-"""The trainer's callback: it shows progress, stops a run whose loss is not finite, and handles SIGTERM."""
+"""The trainer's callback: it shows progress, stops a run whose loss is not finite, and handles SIGTERM.
+
+It also ends a run whose validation loss no longer falls (Prechelt, "Early Stopping - But When?", 1998).
+"""
 
 import math
 from pathlib import Path
 
 from qlora.processes import group
 from qlora.runtime.console import Refusal
-from qlora.training import checkpoints
+from qlora.training import checkpoints, record
 
 from tqdm import tqdm
 from transformers import TrainerCallback
@@ -16,16 +19,21 @@ class LeftValidation(Exception):
 
 
 class LeftStep(Exception):
-    """SIGTERM ended a step between two of its packs."""
+    """SIGTERM ended a step between two of its packs, or a resumed run had been at its end already."""
 
 
 class Guard(TrainerCallback):
     """Shows progress, stops a run whose loss is not finite, and saves a checkpoint and ends the run on SIGTERM.
 
     A step or validation that SIGTERM interrupts has no effect; the resumed run repeats it.
+
+    Args:
+        patience: Validations in a row without a new lowest loss that end the run; None: none do.
     """
 
-    def __init__(self):
+    def __init__(self, patience: int | None = None):
+        self.patience = patience
+        self.stalled = False  # whether they ended it
         self.terminated = False
         self.validated = True
         self.shown: dict[str, str] = {}
@@ -41,6 +49,7 @@ class Guard(TrainerCallback):
         due = step > 0 and (step % args.eval_steps == 0 or step == state.max_steps)
         done = any("eval_loss" in entry for entry in state.log_history if entry["step"] == step)
         args.eval_on_start = due and not done
+        self.stalled = self._is_stalled(state)
 
     def on_train_end(self, args, state, control, **_) -> None:
         self.bar.close()
@@ -57,6 +66,15 @@ class Guard(TrainerCallback):
                 raise Refusal(
                     f"{name} is {logs[name]} at step {state.global_step}; the last good checkpoint is kept: {advice}"
                 )
+
+    def on_evaluate(self, args, state, control, **_) -> None:
+        self.stalled = self._is_stalled(state)
+        if self.stalled:
+            control.should_training_stop = True
+
+    def _is_stalled(self, state) -> bool:
+        losses, best = record.validation_losses(state.log_history), record.best_step(state.log_history)
+        return self.patience is not None and sum(step > best for step in losses) >= self.patience
 
     def on_step_begin(self, args, state, control, **_) -> None:
         self.random_states = checkpoints.random_states()
@@ -79,4 +97,5 @@ class Guard(TrainerCallback):
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         group.state().wait_for_everyone()  # each process writes one of its files
         if group.is_first():
+            checkpoints.copy_best(checkpoint.parent, checkpoint)
             checkpoints.complete(checkpoint)

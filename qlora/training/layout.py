@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from qlora.processes.launch import StartAgain
-from qlora.recipe.schema import Lora, Train
+from qlora.recipe.schema import Lora, Quantization, Train
 from qlora.runtime.console import Refusal
 from qlora.training import memory, packing
 from qlora.training.device import Device
@@ -20,7 +20,7 @@ from qlora.training.memory import MemoryPlan, Shape
 import torch
 
 CPU_PACK_TOKENS = 1024
-CPU_EFFICIENCY = 0.7  # of the rate on large matrix products, with the default recipe on 2 cores
+CPU_EFFICIENCY = 0.2  # of the rate on large matrix products, with the default recipe on 2 cores
 LIGHTER = 0.9  # the next plan's limit after memory ran out, as a share of the last plan's predicted peak
 
 T = TypeVar("T")
@@ -30,14 +30,17 @@ class TooLarge(Exception):
     """Raised in all DDP processes when one runs out of memory; FSDP uses StartAgain."""
 
 
-def shape_of(skeleton, lora: Lora) -> Shape:
+def shape_of(skeleton, lora: Lora, quantization: Quantization) -> Shape:
     """The sizes of a model and its adapter.
 
     Args:
         skeleton: The model without weights.
         lora: The adapter's parameters.
+        quantization: The weights'.
     """
-    return memory.shape_of(skeleton, lora.r, lora.target_modules, getattr(torch, lora.dtype).itemsize)
+    trainable_bytes = getattr(torch, lora.dtype).itemsize
+    weight_bytes = memory.NF4 if quantization.in_4_bits else getattr(torch, quantization.compute_dtype).itemsize
+    return memory.shape_of(skeleton, lora.r, lora.target_modules, trainable_bytes, lora.experts, weight_bytes)
 
 
 def lay_out(shape: Shape, lengths: Sequence[int], train: Train, device: Device) -> MemoryPlan:
@@ -55,6 +58,10 @@ def lay_out(shape: Shape, lengths: Sequence[int], train: Train, device: Device) 
     fixed = None if train.micro_batch_tokens == "auto" else train.micro_batch_tokens
     if not device.is_gpu and train.optimizer == "paged_adamw_8bit":
         raise Refusal("train.optimizer: paged_adamw_8bit needs a GPU, and there is none; set it to adamw")
+    if shape.routed and device.sharded:
+        raise Refusal("train.parallel: fsdp does not shard experts; set it to ddp")
+    if shape.alone:
+        fixed = max(lengths)
     if not device.is_gpu:
         return memory.predict_on_cpu(shape, fixed or max(CPU_PACK_TOKENS, *lengths), train.optimizer)
     step_tokens = packing.plan(lengths, train).tokens
@@ -69,6 +76,8 @@ def lay_out(shape: Shape, lengths: Sequence[int], train: Train, device: Device) 
         largest,
         lengths=sorted({longest_pack(lengths, train, limit, device.count) for limit in limits}),
     )
+    if shape.plain:
+        return fitting(compiled=False)
     if train.compile != "auto":
         return fitting(compiled=train.compile)
     fast = fitting(compiled=True)
@@ -90,7 +99,7 @@ def seconds(shape: Shape, plan: MemoryPlan, step_tokens: Sequence[int], device: 
     if device.is_gpu:
         packs = sum(math.ceil(step / device.count / plan.pack_tokens) for step in step_tokens)
         return memory.seconds(shape, plan, tokens, packs, device.rate)
-    return tokens * 2 * shape.quantized * 2 / (device.rate * CPU_EFFICIENCY)
+    return tokens * 2 * (shape.met or shape.quantized) * 2 / (device.rate * CPU_EFFICIENCY)
 
 
 def describe(shape: Shape, plan: MemoryPlan, step_tokens: Sequence[int], device: Device) -> dict[str, str]:
@@ -100,7 +109,7 @@ def describe(shape: Shape, plan: MemoryPlan, step_tokens: Sequence[int], device:
     parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in plan.parts.items())
     each = " on each" if device.count > 1 else ""
     return {
-        "layout": packs(shape, plan) if device.is_gpu else f"packs of at most {plan.pack_tokens:,} tokens",
+        "layout": packs(shape, plan) if device.is_gpu else micro_batches(shape, plan),
         "time": f"about {time} for {sum(step_tokens):,} tokens"
         + (f", {memory.COMPILE_SECONDS:.0f} seconds of it for compilation" if plan.compiled else ""),
         "memory": f"about {plan.peak / 1e9:.1f} GB of {device.free / 1e9:.1f} GB free{each} ({parts})",
@@ -109,11 +118,17 @@ def describe(shape: Shape, plan: MemoryPlan, step_tokens: Sequence[int], device:
 
 def packs(shape: Shape, plan: MemoryPlan) -> str:
     """A GPU's layout, for people."""
-    kind = "compiled" if plan.compiled else "plain"
-    return (
-        f"packs of at most {plan.pack_tokens:,} tokens, {kind} layers, {plan.recomputed_layers} of {shape.layers} "
-        "recomputed"
-    )
+    kind = "compiled layers" if plan.compiled else "plain layers"
+    if shape.plain:
+        kind += f" ({shape.plain} has no compiled form)"
+    return f"{micro_batches(shape, plan)}, {kind}, {plan.recomputed_layers} of {shape.layers} recomputed"
+
+
+def micro_batches(shape: Shape, plan: MemoryPlan) -> str:
+    """What goes through the model at once, for people."""
+    if shape.alone:
+        return f"one row at a time, because {shape.alone} would mix rows, of at most {plan.pack_tokens:,} tokens"
+    return f"packs of at most {plan.pack_tokens:,} tokens"
 
 
 def run_fitted(

@@ -10,15 +10,19 @@ from dataclasses import dataclass, replace
 from qlora.recipe.schema import Train
 from qlora.runtime.console import Refusal
 from qlora.training.device import Device
-from qlora.weights import architecture
+from qlora.weights import architecture, experts
 
 from torch import nn
 from transformers import PreTrainedConfig
 
 BF16 = 2  # bytes
 NF4 = 0.5 + 1 / 64 + 4 / 64 / 256  # bytes a weight: 4 bits, an 8-bit scale for 64, a 32-bit scale for 256 scales
+TOP_K = ("num_experts_per_tok", "top_k_experts", "moe_topk")  # in a config: experts that a token is sent to
+ROUTED_COPIES = 2  # of what experts work on, at once in a backward pass
 HEAD_CHUNK = 32768  # vocabulary entries for which trl computes logits at once
 USABLE = 0.92  # of the free memory; the rest is lost to fragmentation
+MIXED_INTO = ("o_proj", "out_proj", "dense")  # the linear layer that takes the result of attention or of a recurrence
+ASIDE = 4  # copies of the per-layer inputs: looked up, projected, normalized, added
 PACK_TOKENS = (16384, 8192, 4096, 3072, 2048, 1536, 1024, 768, 512)
 
 # Speeds, relative to the matrix products of one token's forward pass, fitted on the H200.
@@ -44,24 +48,28 @@ class Shape:
 
     layers: int
     hidden: int
-    query: int  # heads times head size
-    key_value: int  # width of the keys, and of the values
-    intermediate: int
+    kept: int  # a token, that a layer (their mean) keeps for backward if it recomputes norms and activation functions
+    intermediate: int  # the widest input of a linear layer in a decoder layer
+    aside: int  # a token, computed before the layers for all of them (Gemma's per-layer inputs)
     vocabulary: int
-    quantized: int  # weights of the linear layers
-    unquantized: int  # all other weights: embeddings, head, norms
-    largest: int  # weights of the largest linear layer
+    quantized: int  # weights of the linear layers and experts
+    unquantized: int  # all other weights: embeddings, head, norms, routers
+    largest: int  # weights of the largest tensor in 4 bits
     trainable: int
     trainable_bytes: int  # a weight
+    met: int = 0  # of `quantized`, those that one token passes through; 0 for all
+    routed: int = 0  # elements a token in the copies that its experts work on; 0 without experts
+    plain: str = ""  # why the layers have no compiled form; empty if they have
+    alone: str = ""  # why rows cannot share a pack; empty if they can
+    weight_bytes: float = NF4  # a weight of `quantized`
 
     @property
     def parameters(self) -> int:
         return self.quantized + self.unquantized
 
     @property
-    def kept(self) -> int:
-        """Elements a token that a layer keeps for backward if it recomputes only norms and activation functions."""
-        return 2 * self.hidden + 2 * self.query + 2 * self.key_value + 2 * self.intermediate
+    def in_4_bits(self) -> bool:
+        return self.weight_bytes == NF4
 
 
 @dataclass(frozen=True)
@@ -95,46 +103,93 @@ class MemoryPlan:
         return sum(self.parts.values())
 
 
-def shape_of(skeleton: nn.Module, r: int, target_modules: str | list[str], trainable_bytes: int = BF16) -> Shape:
+def shape_of(
+    skeleton: nn.Module,
+    r: int,
+    target_modules: str | list[str],
+    trainable_bytes: int = BF16,
+    adapt_experts: bool = False,
+    weight_bytes: float = NF4,
+) -> Shape:
     """The sizes of a model and its adapter.
 
     Args:
-        skeleton: A causal language model, on any device; all its linear layers but the head are to be 4-bit.
+        skeleton: A causal language model, on any device; all its linear layers but the head and what weights experts
+            are to be 4-bit (or stay as they are, by `weight_bytes`), and its experts.
         r: Rank of the adapter.
         target_modules: The adapted layers, by the last parts of their names, or "all-linear".
         trainable_bytes: Bytes of one adapter weight, of its gradient, and of each of its moments in AdamW.
+        adapt_experts: Whether the adapter reaches experts.
+        weight_bytes: Bytes of one weight of the linear layers and experts.
 
     Raises:
         Refusal: if training does not support the architecture.
     """
     architecture.check(skeleton)
     config: PreTrainedConfig = skeleton.config
-    head = skeleton.get_output_embeddings()
+    head, unquantized = skeleton.get_output_embeddings(), set(architecture.kept_plain(skeleton))
     linear = {
         name: module
         for name, module in skeleton.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
+        if isinstance(module, nn.Linear) and module is not head and name not in unquantized
     }
+    fused = [skeleton.get_parameter(name) for name in experts.parameters_of(skeleton)]
     adapted = [
         module
         for name, module in linear.items()
         if target_modules == "all-linear" or name.endswith(tuple(f".{target}" for target in target_modules))
     ]
-    quantized = sum(module.weight.numel() for module in linear.values())
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    trainable = sum(r * (module.in_features + module.out_features) for module in adapted)
+    if adapt_experts:
+        trainable += sum(r * len(weight) * (weight.shape[1] + weight.shape[2]) for weight in fused)
+    dense = sum(module.weight.numel() for module in linear.values())
+    quantized = dense + sum(weight.numel() for weight in fused)
+    k, routed = experts_a_token(config), [0]
+    for module in experts.of_model(skeleton).values():
+        first, second = (module.get_parameter(name) for name in experts.weights_of(module))
+        routed.append(k * (first.numel() + second.numel()) // (len(first) * config.hidden_size))
+    layers = skeleton.get_submodule(architecture.LAYERS)
+    kept = [kept_width(layer, experts_a_token(config)) for layer in layers]
+    inside = [module for module in layers.modules() if isinstance(module, nn.Linear)]
+    per_layer = getattr(config, "hidden_size_per_layer_input", None) or 0
     return Shape(
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
-        query=config.num_attention_heads * head_size,
-        key_value=config.num_key_value_heads * head_size,
-        intermediate=config.intermediate_size,
+        kept=sum(kept) // len(kept),
+        intermediate=max(module.in_features for module in inside),
+        aside=ASIDE * len(kept) * per_layer,
         vocabulary=config.vocab_size,
         quantized=quantized,
         unquantized=sum(p.numel() for p in skeleton.parameters()) - quantized,
-        largest=max(module.weight.numel() for module in linear.values()),
-        trainable=sum(r * (module.in_features + module.out_features) for module in adapted),
+        largest=max(weight.numel() for weight in [*(module.weight for module in linear.values()), *fused]),
+        trainable=trainable,
         trainable_bytes=trainable_bytes,
+        met=dense + sum(k * weight.numel() // len(weight) for weight in fused),
+        routed=k * config.hidden_size + max(routed) if fused else 0,
+        plain=architecture.without_compiled_form(skeleton),
+        alone=architecture.mixing_layers(skeleton),
+        weight_bytes=weight_bytes,
     )
+
+
+def experts_a_token(config: PreTrainedConfig) -> int:
+    """Experts that a token is sent to."""
+    return next((count for name in TOP_K if (count := getattr(config, name, None))), 0)
+
+
+def kept_width(layer: nn.Module, k: int) -> int:
+    """Elements a token that a layer keeps if it recomputes only norms, rotary embeddings and activation functions.
+
+    They are the results of its linear layers, of `k` experts and of attention, and its input instead of the last
+    layer's result, which is as wide.
+    """
+    linear = {name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
+    mixed = sum(module.in_features for name, module in linear.items() if name.endswith(MIXED_INTO))
+    routed = 0
+    for module in experts.of_model(layer).values():
+        at = 2 if module.is_transposed else 1
+        routed += k * sum(module.get_parameter(name).shape[at] for name in experts.weights_of(module))
+    return sum(module.out_features for module in linear.values()) + mixed + routed
 
 
 def predict(
@@ -152,7 +207,9 @@ def predict(
         shards: Devices that share the layers. Each also holds the embeddings, the head, the scales of all 4-bit
             weights, and two whole layers: the one being computed and the one being gathered.
     """
-    codes, scales = shape.quantized / 2, shape.quantized * (NF4 - 0.5)
+    codes, scales, dequantized = shape.quantized / 2, shape.quantized * (NF4 - 0.5), shape.largest * BF16
+    if not shape.in_4_bits:
+        codes, scales, dequantized = shape.quantized * shape.weight_bytes, 0, 0
     layer = (codes + shape.trainable * shape.trainable_bytes) / shape.layers
     gathered = 0 if shards == 1 else 2 * layer
     trainable = shape.trainable / shards
@@ -165,7 +222,7 @@ def predict(
     else:
         kept = shape.layers * shape.hidden
         working = 5 * shape.intermediate + 8 * shape.hidden
-    in_backward = token * working + shape.largest * BF16
+    in_backward = token * (working + ROUTED_COPIES * shape.routed) + dequantized
     # For each token the hidden state twice, and its gradient in 32 and in 16 bits.
     in_head = min(pack_tokens, 4096) * HEAD_CHUNK * BF16 + token * 5 * shape.hidden
     return MemoryPlan(
@@ -175,7 +232,7 @@ def predict(
         weights=round(codes / shards + scales + gathered) + shape.unquantized * BF16,
         adapter=round(trainable * 2 * shape.trainable_bytes),
         optimizer=round(trainable * 2 * (1 if optimizer == "paged_adamw_8bit" else shape.trainable_bytes)),
-        activations=token * kept + in_backward,
+        activations=token * (kept + shape.aside) + in_backward,
         logits=max(0, in_head - in_backward),
         shards=shards,
     )
@@ -222,6 +279,7 @@ def choose(
     most = 2048 if train.memory == "low" else PACK_TOKENS[0]
     nearest = min(lengths, key=lambda length: abs(length - most))
     lengths = [length for length in lengths if length <= nearest]
+    compiled = compiled and not shape.plain
     levels = range(shape.layers + 1)
     if train.memory == "low" or not compiled:
         levels = [shape.layers]
@@ -237,6 +295,7 @@ def choose(
         ways = [f"lower train.max_length (the longest row has {longest_row} tokens)"]
         ways += ["lower train.micro_batch_tokens"] if len(lengths) == 1 and lengths[0] > longest_row else []
         ways += ["set train.memory to auto"] if train.memory == "high" else []
+        ways += [] if shape.in_4_bits else ["set quantization.type to nf4"]
         ways += [] if compiled else ["set train.compile to auto"]
         raise Refusal(
             f"training needs about {least.peak / USABLE / 1e9:.1f} GB of GPU memory and {device.free / 1e9:.1f} GB are "
@@ -256,11 +315,12 @@ def seconds(shape: Shape, plan: MemoryPlan, tokens: float, packs: float, rate: f
         packs: Of all steps, on one device.
         rate: Floating point operations a second of the GPU on large bf16 matrix products.
     """
-    work, launches = tokens * 2 * shape.quantized / rate, packs * shape.layers
+    met = shape.met or shape.quantized
+    work, launches = tokens * 2 * met / rate, packs * shape.layers
     if not plan.compiled:
         return max(work * 3 / PLAIN_EFFICIENCY, launches * PLAIN_LAUNCH)
     # In units of a forward pass: forward, backward (as much, without weight gradients), and recomputation.
     share = plan.recomputed_layers / shape.layers
-    once = PACK_COST + (GATHER_COST if plan.shards > 1 else 0)
+    once = PACK_COST * shape.quantized / met + (GATHER_COST if plan.shards > 1 else 0)
     passes = 2 + RECOMPUTED * share + (2 + share) * once / plan.pack_tokens
     return COMPILE_SECONDS + max(work * passes / FAST_EFFICIENCY, launches * FAST_LAUNCH)

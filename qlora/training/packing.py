@@ -27,10 +27,12 @@ class Steps:
     Attributes:
         steps: A list of packs for each step, equally many in all steps; a pack of a small step may be empty.
         lengths: Tokens of each row.
+        alone: Whether each row is a pack of its own.
     """
 
     steps: list[list[Pack]]
     lengths: Sequence[int]
+    alone: bool = False
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -65,7 +67,9 @@ class Steps:
         return sum(map(len, self.packs))
 
 
-def plan(lengths: Sequence[int], train: Train, pack_tokens: int | None = None, processes: int = 1) -> Steps:
+def plan(
+    lengths: Sequence[int], train: Train, pack_tokens: int | None = None, processes: int = 1, alone: bool = False
+) -> Steps:
     """Lay out a training run.
 
     The steps of an epoch differ by at most one row. A step's packs are balanced by tokens. Each process takes every
@@ -76,6 +80,7 @@ def plan(lengths: Sequence[int], train: Train, pack_tokens: int | None = None, p
         train: Batch size, epochs (may be fractional), max_steps and seed of the order.
         pack_tokens: Largest number of tokens in a pack, at least those of the longest row; None for one pack a step.
         processes: Number of processes that share a step; a step's rows do not depend on it.
+        alone: Whether each row is a pack of its own.
     """
     steps_per_epoch = math.ceil(len(lengths) / train.batch_size)
     total = max(1, round(train.epochs * steps_per_epoch))
@@ -87,18 +92,25 @@ def plan(lengths: Sequence[int], train: Train, pack_tokens: int | None = None, p
         rows_of_steps += np.array_split(order, steps_per_epoch)
         epoch += 1
 
-    packs_each = 1  # packs of a process in a step
+    # Packs of a process in a step.
+    packs_each = math.ceil(max(map(len, rows_of_steps[:total])) / processes) if alone else 1
     steps: list[list[Pack]] = []
     while len(steps) < total:
         rows = rows_of_steps[len(steps)].tolist()
-        shares = [balance(share, lengths, packs_each) for share in balance(rows, lengths, processes)]
+        divided = deal(rows, processes) if alone else balance(rows, lengths, processes)
+        shares = [balance(share, lengths, packs_each) for share in divided]
         packs = [pack for together in zip(*shares, strict=True) for pack in together]
         if pack_tokens is not None and max(sum(lengths[row] for row in pack) for pack in packs) > pack_tokens:
             packs_each += 1  # too few packs for this step's tokens: start over, because all steps have equally many
             steps = []
         else:
             steps.append(packs)
-    return Steps(steps, lengths)
+    return Steps(steps, lengths, alone)
+
+
+def deal(rows: Sequence[int], processes: int) -> list[Pack]:
+    """Divide rows into shares of about equally many rows."""
+    return [list(rows[at::processes]) for at in range(processes)]
 
 
 def balance(rows: Sequence[int], lengths: Sequence[int], packs: int) -> list[Pack]:
@@ -113,8 +125,10 @@ def balance(rows: Sequence[int], lengths: Sequence[int], packs: int) -> list[Pac
     return dealt
 
 
-def pack_evaluation(lengths: Sequence[int], pack_tokens: int) -> list[Pack]:
-    """Packs of at most `pack_tokens` tokens that hold each row once."""
+def pack_evaluation(lengths: Sequence[int], pack_tokens: int, alone: bool = False) -> list[Pack]:
+    """Packs of at most `pack_tokens` tokens, or of one row, that hold each row once."""
+    if alone:
+        return [[row] for row in range(len(lengths))]
     packs = max(1, math.ceil(sum(lengths) / pack_tokens))
     while max(sum(lengths[row] for row in pack) for pack in balance(range(len(lengths)), lengths, packs)) > pack_tokens:
         packs += 1

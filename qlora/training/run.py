@@ -28,6 +28,8 @@ def to_the_end(trainer: Trainer, steps: Steps, saved: Path) -> dict:
     print(f"training: {len(steps)} steps of {rows} rows" + (f", from {resumed.name}" if resumed else ""), flush=True)
     begin = time.monotonic()
     saved.mkdir(parents=True, exist_ok=True)
+    if group.is_first():
+        checkpoints.copy_best(resumed, saved)
     with room_in(saved):
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     seconds = time.monotonic() - begin
@@ -36,7 +38,7 @@ def to_the_end(trainer: Trainer, steps: Steps, saved: Path) -> dict:
         if step == 0:
             raise Refusal("interrupted in the first step; `dvc repro` starts anew")
         raise Refusal(f"interrupted after step {step}; `dvc repro` resumes from there")
-    check_trained(trainer.whole_adapter(), started)
+    check_trained(trainer.kept_adapter(), started)
     return record.figures(trainer, steps, size, seconds, int(resumed.name.split("-")[1]) if resumed else 0)
 
 

@@ -3,6 +3,7 @@
 It overrides private methods of transformers' trainer, for checkpoints and for speed: check them at each upgrade.
 """
 
+import functools
 import logging
 import signal
 import warnings
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from qlora.processes import group
 from qlora.rows.loss_mask import IGNORED
-from qlora.training import checkpoints
+from qlora.training import checkpoints, record
 from qlora.training.guard import Guard, LeftStep, LeftValidation
 from qlora.training.layout import TooLarge
 
@@ -32,11 +33,22 @@ class Trainer(SFTTrainer):
         adapter_dtype: Dtype of the adapter's weights.
         longest_pack: Index of the longest pack in the training set.
         validation_tokens: Mean number of supervised tokens in a validation pack.
+        keep_best: Whether the step with the lowest validation loss is kept, not the last.
+        patience: Validations in a row without a new lowest loss that end the run (`Guard`).
         kwargs: Arguments of SFTTrainer.
     """
 
-    def __init__(self, adapter_dtype: torch.dtype, longest_pack: int, validation_tokens: float = 1.0, **kwargs):
-        self.guard = Guard()
+    def __init__(
+        self,
+        adapter_dtype: torch.dtype,
+        longest_pack: int,
+        validation_tokens: float = 1.0,
+        keep_best: bool = False,
+        patience: int | None = None,
+        **kwargs,
+    ):
+        self.guard = Guard(patience)
+        self.keep_best = keep_best
         self.adapter_dtype = adapter_dtype
         self.longest_pack = longest_pack
         self.validation_tokens = validation_tokens
@@ -44,11 +56,14 @@ class Trainer(SFTTrainer):
         _silence_libraries()
         super().__init__(callbacks=[self.guard], **kwargs)
         self.remove_callback(PrinterCallback)
+        # PEFT would add the embeddings if it misread the size of the vocabulary, as it does for some text towers.
+        self.model.save_pretrained = functools.partial(self.model.save_pretrained, save_embedding_layers=False)
 
     @property
     def interrupted(self) -> bool:
         """Whether SIGTERM ended the run before its last step or validation."""
-        unfinished = self.state.global_step < self.state.max_steps or not self.guard.validated
+        ended = self.state.global_step == self.state.max_steps or self.guard.stalled
+        unfinished = not ended or not self.guard.validated
         return self.guard.terminated and unfinished
 
     def train(self, *args, **kwargs) -> None:
@@ -56,7 +71,7 @@ class Trainer(SFTTrainer):
         try:
             super().train(*args, **kwargs)
         except LeftStep:
-            self.guard.bar.close()
+            self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
             step = self.state.global_step
             if step > 0 and not checkpoints.is_complete(Path(self.args.output_dir) / f"checkpoint-{step}"):
                 checkpoints.restore_random(self.guard.random_states)
@@ -70,6 +85,8 @@ class Trainer(SFTTrainer):
             self.rehearse(model)
         self.rehearsed = True
         if self.guard.terminated and self.accelerator.num_processes == 1:  # several processes agree at the step's end
+            raise LeftStep
+        if self.guard.stalled:  # before the first step that a resumed run would take
             raise LeftStep
         return super().training_step(model, inputs, num_items_in_batch)
 
@@ -132,9 +149,15 @@ class Trainer(SFTTrainer):
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         try:
-            return super().evaluate(*args, **kwargs)
+            metrics = super().evaluate(*args, **kwargs)
         except LeftValidation:
             return {}
+        if self.keep_best and self.kept_step == self.state.global_step:
+            adapter = self.whole_adapter()
+            if self.args.should_save:
+                checkpoints.save_best(Path(self.args.output_dir), adapter)
+            group.state().wait_for_everyone()  # before another process reads it
+        return metrics
 
     def floating_point_ops(self, inputs) -> int:
         return 0  # the sum is unused, and transformers would count all parameters in each micro-batch
@@ -153,6 +176,15 @@ class Trainer(SFTTrainer):
     def whole_adapter(self) -> dict[str, torch.Tensor]:
         """The adapter's weights by name, gathered if FSDP shards them. Every process must call this."""
         return {name: _whole(p.detach()) for name, p in self.model.named_parameters() if p.requires_grad}
+
+    @property
+    def kept_step(self) -> int:
+        """The step whose adapter is the run's result: the last, or the first with the lowest validation loss."""
+        return record.best_step(self.state.log_history) if self.keep_best else self.state.global_step
+
+    def kept_adapter(self) -> dict[str, torch.Tensor]:
+        """The adapter of `kept_step` after training. Every process must call this."""
+        return checkpoints.load_best(Path(self.args.output_dir)) if self.keep_best else self.whole_adapter()
 
     # Checkpoints: whole tensors, which FSDP's own format does not have
 
