@@ -6,7 +6,7 @@ rows that are hard or easy for both cancel out.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -15,6 +15,7 @@ import numpy as np
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 DRAWN_AT_ONCE = 2_000_000  # groups in all resamples of a block, to bound the memory
+Statistic = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -43,23 +44,43 @@ def ratio(numerator: Sequence[float], denominator: Sequence[float], groups: Sequ
         groups: Each row's group.
         seed: Of the resampling.
     """
+    counts = np.stack([np.asarray(numerator, dtype=float), np.asarray(denominator, dtype=float)], 1)
+    return of_sums(counts, share, groups, seed)
+
+
+def share(sums: np.ndarray) -> np.ndarray:
+    """First sum by second sum (last axis); NaN where the second is 0."""
+    above, below = sums[..., 0], sums[..., 1]
+    return np.divide(above, below, out=np.full(below.shape, math.nan), where=below > 0)
+
+
+def of_sums(counts: np.ndarray, statistic: Statistic, groups: Sequence[int], seed: int = 0) -> Interval:
+    """The interval of a statistic of sums over rows.
+
+    Args:
+        counts: What each row adds to each sum (rows, sums).
+        statistic: The sums (last axis) -> the value; NaN where there is none.
+        groups: Each row's group.
+        seed: Of the resampling.
+    """
     names, member = np.unique(np.asarray(groups), return_inverse=True)
     count = len(names)
-    above = np.bincount(member, weights=np.asarray(numerator, dtype=float), minlength=count)
-    below = np.bincount(member, weights=np.asarray(denominator, dtype=float), minlength=count)
-    value = above.sum() / below.sum() if below.sum() else math.nan
+    of_group = np.stack([np.bincount(member, weights=column, minlength=count) for column in counts.T], 1)
+    value = float(statistic(of_group.sum(0)))
     if count < 2 or math.isnan(value):
         return Interval(value, math.nan, math.nan)
     random = np.random.default_rng(seed)
-    ratios = []
+    values = []
     block = max(1, DRAWN_AT_ONCE // count)
     for begin in range(0, RESAMPLES, block):
         drawn = random.integers(count, size=(min(block, RESAMPLES - begin), count))
-        sums = below[drawn].sum(1)
-        ratios.append(above[drawn].sum(1)[sums > 0] / sums[sums > 0])
+        places = (drawn + count * np.arange(len(drawn))[:, None]).ravel()
+        times = np.bincount(places, minlength=drawn.size).reshape(drawn.shape)  # how often each group was drawn
+        values.append(statistic(times @ of_group))
+    values = np.concatenate(values)
     tail = _tail(count)
-    low, high = np.quantile(np.concatenate(ratios), [tail, 1 - tail])
-    return Interval(float(value), float(low), float(high))
+    low, high = np.quantile(values[~np.isnan(values)], [tail, 1 - tail])
+    return Interval(value, float(low), float(high))
 
 
 def _tail(groups: int) -> float:

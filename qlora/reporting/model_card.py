@@ -4,9 +4,7 @@ import hashlib
 from pathlib import Path
 
 from qlora.recipe.artifacts import VLLM_TYPES
-from qlora.recipe.schema import Params
-
-EMBEDDED_SOURCE = "HuggingFaceTB/SmolLM2-135M-Instruct"  # what the package's model is on the hub
+from qlora.recipe.schema import EMBEDDED_SOURCE, Params
 
 
 def render(params: Params, base: dict, data: dict, sections: list[str]) -> str:
@@ -19,7 +17,8 @@ def render(params: Params, base: dict, data: dict, sections: list[str]) -> str:
     """
     from huggingface_hub import ModelCardData  # takes a second
 
-    on_hub = None if params.data.is_local else [params.data.source]
+    parts = params.data.parts
+    on_hub = [part.source for part in parts if not part.is_local] or None
     model_id = EMBEDDED_SOURCE if params.model.is_embedded else params.model.id
     header = ModelCardData(
         base_model=None if params.model.is_local else model_id,
@@ -29,14 +28,14 @@ def render(params: Params, base: dict, data: dict, sections: list[str]) -> str:
         tags=["qlora", "gguf", params.data.task],
     )
     rows = hashlib.sha256(Path("data/prepared/train.jsonl").read_bytes()).hexdigest()
-    trained_on = f"{params.data.source}{f' at {params.data.revision}' if params.data.revision else ''}"
+    trained_on = " and ".join(f"{part.source}{f' at {part.revision}' if part.revision else ''}" for part in parts)
     ggufs = [name for name in params.evaluate.artifacts if name in params.gguf.types] or params.gguf.types
     vllm = [name for name in params.evaluate.artifacts if name in VLLM_TYPES]
     files = [*(f"models/{name}/model.gguf" for name in ggufs), *(f"models/{name}" for name in vllm)]
     return "\n".join(
         [
             f"---\n{header}\n---",
-            f"# {params.model.id}, fine-tuned on {params.data.source}",
+            f"# {params.model.id}, fine-tuned on {params.data.name}",
             "",
             f"- base model: {params.model.id}, revision {params.model.revision or 'of the files in models/base'}",
             f"- licence of the base model: {base['licence'] or 'not named by its files: look it up before you share'}",

@@ -27,13 +27,18 @@ def metric_table(metrics: Mapping[str, Mapping[str, float]], names: Sequence[str
     names = [name for name in names if all(name in values for values in metrics.values())]
 
     def cell(artifact: str, name: str) -> str:
-        text, interval = show(name, metrics[artifact][name]), intervals.get((artifact, name))
+        value, interval = metrics[artifact][name], intervals.get((artifact, name))
         if interval and interval.low < interval.high:
-            text += f" ({show(name, interval.low)} to {show(name, interval.high)})"
-        return text
+            return with_ends(name, Interval(value, interval.low, interval.high))
+        return show(name, value)
 
     heads = ["artifact", *(METRICS[name].heading for name in names)]
     return table(heads, [[artifact, *(cell(artifact, name) for name in names)] for artifact in metrics])
+
+
+def with_ends(name: str, interval: Interval) -> str:
+    """A metric's value with the ends of its interval."""
+    return f"{show(name, interval.value)} ({show(name, interval.low)} to {show(name, interval.high)})"
 
 
 def show(name: str, value: float | None) -> str:

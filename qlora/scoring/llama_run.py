@@ -19,8 +19,11 @@ SLOTS = 8  # requests at once, to measure tokens a second
 TIMED_ANSWERS = 2 * SLOTS  # to measure tokens a second
 
 
-def run(gguf: Path, rows: Sequence[Encoded], params: Params) -> Results:
-    """Answers and teacher-forced scores of `rows`, equal in every run; prompts are sent as token ids."""
+def run(gguf: Path, rows: Sequence[Encoded], params: Params, lora: Path | None = None) -> Results:
+    """Answers and teacher-forced scores of `rows`, equal in every run; prompts are sent as token ids.
+
+    `lora` is the GGUF of an adapter, if the one of the base model is scored with it.
+    """
     limit = params.evaluate.max_new_tokens
     context = max(max(row.prompt_length + limit, len(row.input_ids)) for row in rows) + 8
 
@@ -45,7 +48,7 @@ def run(gguf: Path, rows: Sequence[Encoded], params: Params) -> Results:
     in_order = sorted(range(len(rows)), key=lambda at: rows[at].input_ids)
     free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
     # The pool is the outer context: if the stage ends early, the server stops first, so no thread waits for it.
-    with ThreadPoolExecutor(SLOTS) as pool, Server(gguf, context=context, slots=SLOTS) as server:
+    with ThreadPoolExecutor(SLOTS) as pool, Server(gguf, context=context, slots=SLOTS, lora=lora) as server:
         waited = [first_token(row) for row in rows[:1] + rows[:TIMED_PROMPTS]]
         with tqdm(total=len(rows), desc="answering and scoring tokens", unit=" rows") as bar:
             # One at a time: results depend on what else is in a batch, and its composition on timing.

@@ -2,17 +2,16 @@
 
 import math
 import statistics
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from qlora.recipe.schema import Params
 from qlora.scoring.top_tokens import Top
-from qlora.sql import verdict
 
 import numpy as np
-from tqdm import tqdm
 
+LARGEST_LOSS = math.log(sys.float_info.max)  # above it, the perplexity is larger than any number of 64 bits
 TIMED_PROMPTS = 5  # answered one at a time, to measure the time to the first token
 
 
@@ -62,7 +61,7 @@ class Results:
 
 
 def records(rows: list[dict], texts: list[str], results: Results) -> list[dict]:
-    """One record a row, for results/predictions: its answer and its scores."""
+    """One record a row, for results/answers: its answer and its scores."""
     return [
         {"id": row["id"], "answer": text, "answer_tokens": len(answer.ids), "stopped": answer.stopped}
         | {"nll": round(score.nll, 4), "supervised": score.supervised, "top1": score.top1}
@@ -83,7 +82,7 @@ def language_metrics(results: Results, size: int) -> dict:
     lengths = [len(answer.ids) for answer in answers]
     return {
         "loss": round(loss, 4),
-        "perplexity": round(math.exp(loss), 4),
+        "perplexity": round(math.exp(loss), 4) if loss < LARGEST_LOSS else None,
         "next_token_accuracy": round(sum(score.top1 for score in scores) / supervised, 4),
         "stop_rate": round(sum(answer.stopped for answer in answers) / len(answers), 4),
         "answer_tokens": round(float(np.mean(lengths)), 1),
@@ -97,49 +96,13 @@ def language_metrics(results: Results, size: int) -> dict:
     }
 
 
-def judge_sql(rows: list[dict], texts: list[str], records: list[dict], params: Params) -> dict:
-    """Judge the answers by executing them on generated databases, and return the metrics of text-to-SQL.
-
-    Each record gets what its row adds to these metrics, and `error`, the class of the error that the answer raised.
-    The accuracies are None where the gold query cannot be judged.
-    """
-    settings = params.evaluate
-    with tqdm(total=len(rows), desc="running SQL", unit=" rows") as bar:
-        verdicts = verdict.score(
-            rows,
-            texts,
-            seed=settings.seed,
-            databases=settings.databases,
-            dialect=params.data.dialect,
-            progress=lambda done: bar.update(done - bar.n),
-        )
-    for record, one in zip(records, verdicts, strict=True):
-        judged = one.gold is None
-        record |= {
-            "execution_accuracy": one.strict if judged else None,
-            "execution_accuracy_lenient": one.lenient if judged else None,
-            "exact_match": one.exact,
-            "valid_sql": one.valid,
-            "error": one.error,
-        }
-    totals = verdict.totals(verdicts)
-    return {
-        "execution_accuracy": totals["strict"],
-        "execution_accuracy_lenient": totals["lenient"],
-        "exact_match": totals["exact"],
-        "valid_sql": totals["valid"],
-        "gold_undetermined": totals["undetermined"],
-        "gold_invalid": totals["gold_invalid"],
-    }
-
-
 def count_tokens(answers: Iterable[Answer]) -> int:
     return sum(len(answer.ids) for answer in answers)
 
 
 def median_after_warm_up(seconds: list[float]) -> float:
-    """The median of all but the first, which warms up."""
-    return statistics.median(seconds[1:])
+    """The median of all but the first, which warms up; the first if there is no other."""
+    return statistics.median(seconds[1:] or seconds)
 
 
 def peak_memory(pid: int) -> int | None:

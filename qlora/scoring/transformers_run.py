@@ -20,6 +20,7 @@ from qlora.rows.chat import Chat
 from qlora.rows.loss_mask import IGNORED, Encoded
 from qlora.scoring.results import TIMED_PROMPTS, Answer, Results, Score, count_tokens, median_after_warm_up, peak_memory
 from qlora.scoring.top_tokens import COUNT, Top
+from qlora.weights.architecture import mixing_layers
 
 import torch
 from tqdm import tqdm
@@ -37,14 +38,18 @@ def load(artifact: Artifact, base: Path) -> PreTrainedModel:
         artifact: One that transformers answers for.
         base: Folder of the base model.
     """
-    from qlora.weights import compressed, loading  # bitsandbytes takes seconds to import; a GGUF needs none of it
+    from qlora.weights import (  # bitsandbytes takes seconds to import; a GGUF needs none of it
+        compressed,
+        loading,
+        quantized,
+    )
 
     if artifact.name == "base":
         model = loading.load_plain(base, torch.bfloat16)
     elif artifact.name == "adapter":
-        model = loading.load_base(base, loading.read_quantization(artifact.folder))
+        model = loading.load_base(base, quantized.read(artifact.folder))
         loading.dequantize(model)
-        model = loading.load_adapter(model, artifact.folder)
+        model = loading.load_adapter(model, artifact.folder, base)
     elif artifact.name == "merged":
         model = loading.load_plain(artifact.folder, torch.bfloat16)
     else:
@@ -55,10 +60,13 @@ def load(artifact: Artifact, base: Path) -> PreTrainedModel:
 def processes_for(artifact: Artifact, base: Path) -> int:
     """How many processes share the test rows: one for each visible GPU if each can hold the artifact, else one."""
     gpus = torch.cuda.device_count()
-    if gpus > 1 and artifact.name != "adapter":  # which stays in 4 bits if memory is short
-        from qlora.weights import loading
+    if gpus > 1:
+        from qlora.weights import loading, quantized
 
-        needed = loading.plain_bytes(base if artifact.name == "base" else artifact.folder, torch.bfloat16)
+        is_adapter = artifact.name == "adapter"
+        if is_adapter and quantized.read(artifact.folder).in_4_bits:
+            return gpus  # it stays in 4 bits if memory is short
+        needed = loading.plain_bytes(base if is_adapter or artifact.name == "base" else artifact.folder, torch.bfloat16)
         if needed > min(torch.cuda.get_device_properties(gpu).total_memory for gpu in range(gpus)):
             return 1  # the model then goes to the CPU, whose memory would not hold several
     return max(1, gpus)
@@ -219,25 +227,31 @@ class Prefixes:
     """The prefixes of some prompts after a forward pass.
 
     Attributes:
-        cache: Keys and values, one line a prompt.
+        cache: Keys and values, one line a prompt; None if nothing was read.
         ids: Token ids, (prompts, tokens), padded on the left.
         mask: 1 where `ids` is not padding, (prompts, tokens).
         lengths: Ids of each prompt that are in the cache.
     """
 
-    cache: Cache
+    cache: Cache | None
     ids: torch.Tensor
     mask: torch.Tensor
     lengths: list[int]
 
 
 def read_prefixes(model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad: int) -> Prefixes:
-    """Compute keys and values of common prefixes once each; at least the last id of each prompt is left over."""
+    """Compute keys and values of common prefixes once each; at least the last id of each prompt is left over.
+
+    Recurrent layers would go on through the padding between a prefix and the rest, so with them nothing is read ahead.
+    """
     starts, start_of = [], {}
     for family in families(prompts):
         start_of |= dict.fromkeys(family, len(starts))
         starts.append(common_prefix([prompts[at][:-1] for at in family]))
     width = max(map(len, starts))
+    if mixing_layers(model) or not width:
+        nothing = torch.empty((len(prompts), 0), dtype=torch.long, device=model.device)
+        return Prefixes(None, nothing, nothing, [0] * len(prompts))
     blanks = [width - len(start) for start in starts]
     ids = [[pad] * blank + list(start) for blank, start in zip(blanks, starts, strict=True)]
     ids = torch.tensor(ids, device=model.device)
