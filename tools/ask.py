@@ -8,9 +8,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from qlora.recipe.artifacts import ARTIFACTS
+from qlora.recipe.artifacts import find
 from qlora.recipe.load import load_params
-from qlora.recipe.schema import Columns, Data, Params
+from qlora.recipe.schema import Data, Params
 from qlora.runtime.console import Refusal, run_stage
 from tools import serving
 
@@ -59,15 +59,16 @@ def messages(data: Data, question: str, schema: str = "") -> list[dict[str, str]
     Raises:
         Refusal: if question or schema is empty.
     """
-    from qlora.raw_rows.conversations import Rejected, conversation  # imports transformers, which takes seconds
+    from qlora.raw_rows.conversations import conversation  # imports transformers, which takes seconds
+    from qlora.raw_rows.layouts import Layout
+    from qlora.raw_rows.rejected import Rejected
 
     if data.task == "text-to-sql":
-        row = {data.columns.question: question, data.columns.context: schema, data.columns.answer: "-"}
+        row = {"question": question, "context": schema, "answer": "-"}
     else:
-        data = data.model_copy(update={"columns": Columns()})
-        row = {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": "-"}]}
+        row = {"prompt": question, "completion": "-"}
     try:
-        return conversation(row, data)[:-1]
+        return conversation(row, Layout(data.task, {part: part for part in row}), data)[:-1]
     except Rejected as reason:
         raise Refusal(f"nothing to ask: {reason}") from None
 
@@ -84,7 +85,7 @@ def ask_gguf(artifact: str, params: Params, conversation: list[dict[str, str]], 
 
 def ask_transformers(name: str, conversation: list[dict[str, str]], max_tokens: int) -> None:
     """Answer greedily through transformers, as `evaluate` does."""
-    from qlora.rows.chat import Unusable, load_chat
+    from qlora.rows.chat import Unusable
     from qlora.scoring import transformers_run
     from qlora.source import base_model
 
@@ -92,14 +93,14 @@ def ask_transformers(name: str, conversation: list[dict[str, str]], max_tokens: 
     import transformers
     from transformers import GenerationConfig, TextStreamer
 
-    artifact = ARTIFACTS.get(name)
+    artifact = find(name)
     if artifact is None or artifact.answered_by != "transformers":
         raise Refusal(f"{name!r} is no artifact; choose base, adapter, merged, bf16 or one of gguf.types or vllm.types")
     if not artifact.is_made:
         raise Refusal(f"{artifact.folder} is not there; run `dvc repro {artifact.stage}`, which makes it")
     transformers.utils.logging.disable_progress_bar()
     base = base_model.locate(artifact.folder)
-    chat = load_chat(base)
+    chat = base_model.load_chat(artifact.folder)
     try:
         ids = chat.prompt_ids(conversation)
     except Unusable as reason:

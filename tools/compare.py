@@ -5,15 +5,16 @@ python -m tools.compare main my-experiment       # or one against the other
 """
 
 import argparse
+import json
 from dataclasses import dataclass
-from pathlib import Path
 
 from qlora.recipe.metrics import METRICS
-from qlora.reporting import bootstrap, outcomes
+from qlora.reporting import outcomes, summary
 from qlora.reporting.bootstrap import Interval
-from qlora.reporting.outcomes import MEASURES, Outcomes
+from qlora.reporting.outcomes import MEASURES, OF_TOKENS, Outcomes
 from qlora.reporting.tables import change, show, table
 from qlora.runtime.console import Refusal, run_stage
+from tools import git
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,27 @@ def main() -> None:
     parser.add_argument("after", nargs="?", help="another one; by default this workspace")
     options = parser.parse_args()
     print(difference_table(differences(load(options.before), load(options.after))))
+    print(*environment_notes(load_summary(options.before), load_summary(options.after)), sep="\n")
+
+
+def load_summary(revision: str | None) -> dict:
+    """metrics/summary.json at a revision that `load` knows; in the workspace for None. Empty if there is none."""
+    if revision is None:
+        return summary.read()
+    return json.loads(git.file_at(git.commit_of(revision) or experiment(revision), summary.PATH) or "{}")
+
+
+def environment_notes(before: dict, after: dict) -> list[str]:
+    """A line for each change of what artifacts were measured with, by two summaries: a score may have moved with it."""
+    old, new = before.get("measured_with", {}), after.get("measured_with", {})
+    changed: dict[tuple[str, str], list[str]] = {}
+    for artifact in new:
+        if artifact in old and old[artifact] != new[artifact]:
+            changed.setdefault((old[artifact], new[artifact]), []).append(artifact)
+    return [
+        f"{', '.join(artifacts)} measured with something else: before {was}; after {now}"
+        for (was, now), artifacts in changed.items()
+    ]
 
 
 def load(revision: str | None) -> Outcomes:
@@ -52,19 +74,31 @@ def load(revision: str | None) -> Outcomes:
         if not outcomes.PATH.is_file():
             raise Refusal(f"{outcomes.PATH} is missing; run `dvc repro`")
         return parse(outcomes.PATH.read_text(encoding="utf-8"), "the workspace")
-    import dvc.api  # takes a second
-    from dvc.exceptions import DvcException, PathMissingError
-    from scmrepo.exceptions import SCMError
-
-    try:
-        text = dvc.api.read(str(outcomes.PATH), repo=str(Path.cwd()), rev=revision, encoding="utf-8")
-    except (PathMissingError, FileNotFoundError):
-        raise Refusal(
-            f"{revision} has no {outcomes.PATH}: its `report` did not run, or is older than that file"
-        ) from None
-    except (DvcException, SCMError, OSError) as error:
-        raise Refusal(f"{revision}: {outcomes.PATH} cannot be read there ({error})") from None
+    commit = git.commit_of(revision) or experiment(revision)
+    text = git.file_at(commit, outcomes.PATH)
+    if text is None:
+        raise Refusal(f"{revision} has no {outcomes.PATH}: its `report` did not run, or is older than that file")
     return parse(text, revision)
+
+
+def experiment(name: str) -> str:
+    """The commit of the experiment with this name; of several, of the one that began at HEAD, as DVC has it.
+
+    Raises:
+        Refusal: if there is none, or several that began elsewhere.
+    """
+    refs = git.git("for-each-ref", "--format=%(refname) %(objectname)", f"refs/exps/??/*/{name}").splitlines()
+    head = git.git("rev-parse", "HEAD").strip()
+    found = {ref.removeprefix("refs/exps/").replace("/", "", 1)[: len(head)]: ref.split()[1] for ref in refs}
+    if head in found:
+        return found[head]
+    if not found:
+        raise Refusal(f"{name}: no commit, branch, tag or experiment has this name; `dvc exp list --all` lists them")
+    if len(found) > 1:
+        commits = ", ".join(commit[:7] for commit in found.values())
+        raise Refusal(f"{name}: {len(found)} experiments have this name; name one by its commit: {commits}")
+    (commit,) = found.values()
+    return commit
 
 
 def parse(text: str, where: str) -> Outcomes:
@@ -92,17 +126,16 @@ def differences(before: Outcomes, after: Outcomes) -> list[Difference]:
     same_tokens = list(old_rows["supervised"]) == list(new_rows["supervised"])
     found = []
     for artifact in (name for name in after.artifacts if name in before.artifacts):
-        for metric, (_, denominator) in MEASURES.items():
-            if denominator == "supervised" and not same_tokens:
+        for metric in MEASURES:
+            if OF_TOKENS.get(metric, ("", ""))[1] == "supervised" and not same_tokens:
                 continue
-            if before.has(artifact, metric) and after.has(artifact, metric):
-                old, weights = before.sums(artifact, metric)
-                new, weights_after = after.sums(artifact, metric)
-                both = (weights > 0) & (weights_after > 0)  # other databases (evaluate.*) may judge other rows
-                old, new, weights = old[both], new[both], weights[both]
-                interval = bootstrap.ratio(new - old, weights, new_rows["group"][both])
-                values = (old.sum() / weights.sum(), new.sum() / weights.sum())
-                found.append(Difference(artifact, metric, *map(float, values), interval))
+            # Other databases (evaluate.*) may judge other rows.
+            both = before.judged(artifact, metric) & after.judged(artifact, metric)
+            if both.any():
+                old, new = before.counts(artifact, metric)[both], after.counts(artifact, metric)[both]
+                values = (float(outcomes.statistic(metric)(counts.sum(0))) for counts in (old, new))
+                change = outcomes.paired(old, new, metric, new_rows["group"][both])
+                found.append(Difference(artifact, metric, *values, change))
     return found
 
 

@@ -20,12 +20,15 @@ from qlora.sql.schema import SchemaError, read_schema
 from tools import ask, serving, trial
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before it is imported
+for variable in ("NO_PROXY", "no_proxy"):  # it asks its own page whether it is there, through a proxy if one is set
+    os.environ[variable] = ",".join([*filter(None, [os.environ.get(variable)]), "127.0.0.1", "::1"])
 try:
     import gradio
 except ImportError:
     gradio = None
 
 EXAMPLES = 4
+STARTING_WORDS = 12
 MAX_TOKENS = 512  # of an answer
 CSS = """
 .gradio-container { max-width: 1100px !important; margin: auto; }
@@ -40,10 +43,11 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=7860)
     options = parser.parse_args()
     if gradio is None:
-        raise Refusal("gradio is not installed: run `make demo`, or `pip install -r requirements-demo.txt`")
+        raise Refusal("gradio is not installed: run `make demo`")
     params = load_params()
     tuned = options.artifact or serving.default_artifact(params)
-    port = llama_server.free_port("127.0.0.1", options.port)
+    host = llama_server.loopback()
+    port = llama_server.free_port(host, options.port)
     files = {artifact: serving.find_gguf(artifact, params) for artifact in ("base", tuned)}
     with ExitStack() as stack:
         servers = {}
@@ -52,9 +56,8 @@ def main() -> None:
             servers[artifact] = stack.enter_context(serving.serve(artifact, gguf, params, room))
         page = build(params, servers)
         page.queue(default_concurrency_limit=2)
-        _, url, _ = page.launch(
-            server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, quiet=True, css=CSS
-        )
+        name = f"[{host}]" if ":" in host else host
+        _, url, _ = page.launch(server_name=name, server_port=port, prevent_thread_lock=True, quiet=True, css=CSS)
         summary("demo", {"page": url, "side by side": f"base and {tuned}"})
         print("Ctrl-C stops it", flush=True)
         try:
@@ -117,6 +120,8 @@ def read_examples(data: Data) -> list[list[str]]:
     if data.task == "text-to-sql":
         by_schema = {row["context"]: row["question"] for row in reversed(rows)}
         return [[schema.replace("; ", ";\n"), question] for schema, question in list(by_schema.items())[-EXAMPLES:]]
+    if data.task == "text":  # the starts of documents, to be continued
+        return [["", " ".join(row["messages"][0]["content"].split()[:STARTING_WORDS])] for row in rows[:EXAMPLES]]
     first = [next(message["content"] for message in row["messages"] if message["role"] == "user") for row in rows]
     return [["", text] for text in first[:EXAMPLES]]
 

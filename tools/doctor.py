@@ -1,7 +1,7 @@
 """doctor: check this machine for the current params.yaml, one line a check, and say what to do about each failure.
 
-Reads params.yaml and the model's config.json; fetches no weights and writes nothing. Ends with status 1 if there is a
-problem.
+Reads params.yaml and the model's config and tokenizer; fetches no weights and writes nothing. Ends with status 1 if
+there is a problem.
 """
 
 import shutil
@@ -18,11 +18,13 @@ from tools.machine_checks import (
     PROBLEM,
     WARNING,
     Finding,
+    check_clone,
     check_gpu,
     check_llama_cpp,
     check_nf4,
     check_packages,
     check_python,
+    check_user,
 )
 
 if TYPE_CHECKING:  # what needs packages is imported once they are checked
@@ -52,25 +54,33 @@ def findings() -> Iterator[Finding]:
     if packages.level == PROBLEM:
         return  # the checks below import them
     yield from check_llama_cpp()
+    yield from check_user()
+    yield from check_clone()
     from qlora.recipe.load import load_params
 
     try:
         params = load_params()
-        yield Finding(OK, "params.yaml", f"{params.model.id} on {params.data.source}")
+        yield Finding(OK, "params.yaml", f"{params.model.id} on {params.data.name}")
     except Refusal as refusal:
         yield Finding(PROBLEM, "params.yaml", str(refusal))
         params = None
     yield check_gpu(params and params.quantization.compute_dtype)
-    yield check_nf4()
+    if params is None or params.quantization.in_4_bits:
+        yield check_nf4()
     if params is not None:
         yield from check_run(params)
 
 
 def check_run(params: "Params") -> Iterator[Finding]:
     """What a run of these parameters needs."""
+    from qlora.reporting import trackers
     from tools import sizes
 
     yield check_data(params)
+    try:
+        trackers.check(params.train.report_to)
+    except Refusal as refusal:
+        yield Finding(PROBLEM, "trackers", str(refusal))
     try:
         model = sizes.find_model(params.model)
         yield Finding(WARNING if model.offline else OK, "base model", model.about)
@@ -78,8 +88,11 @@ def check_run(params: "Params") -> Iterator[Finding]:
     except Refusal as refusal:
         yield Finding(PROBLEM, "base model", str(refusal))
         return
+    yield check_tokenizer(params, model)
     if params.vllm.types:
         yield check_llm_compressor(params, model)
+    if params.data.task == "text-to-sql" and params.evaluate.engine != "sqlite":
+        yield check_engine(params.evaluate.engine)
     yield from check_disk(params, model, shape)
     yield check_merge_memory(params, model)
     yield check_scoring_memory(params, model)
@@ -92,14 +105,41 @@ def check_data(params: "Params") -> Finding:
     from tools.sizes import hub_repository
 
     try:
-        if params.data.is_local:
-            for source in filter(None, (params.data.test_source, params.data.source)):
-                next(sources.read(source, params.data))
-            return Finding(OK, "data", params.data.source)
-        _, cached = hub_repository("dataset", params.data.source, params.data.revision)
-        return Finding(OK, "data", f"{params.data.source} {'in the cache' if cached else 'can be fetched'}")
+        parts, found = params.data.parts, []
+        if params.data.test_source:
+            parts = [parts[0].model_copy(update={"source": params.data.test_source, "revision": None}), *parts]
+        for part in parts:
+            if part.is_local:
+                sources.open_source(part, params.data)
+                found.append(part.source)
+            else:
+                _, cached = hub_repository("dataset", part.source, part.revision)
+                found.append(f"{part.source} {'in the cache' if cached else 'can be fetched'}")
+        return Finding(OK, "data", ", ".join(found))
     except Refusal as refusal:
         return Finding(PROBLEM, "data", str(refusal))
+
+
+def check_tokenizer(params: "Params", model: "BaseModel") -> Finding:
+    """Whether llama.cpp reads text as training does, and the template knows a system prompt, as fetch-base checks."""
+    from qlora.gguf import parity
+    from qlora.llama_cpp import tools
+    from qlora.source import tokenizer
+
+    if model.folder is None:
+        return Finding(OK, "tokenizer", "fetch-base checks it")
+    try:
+        if tools.find().converter is None:
+            return Finding(OK, "tokenizer", "not checked without llama.cpp's converter")
+    except Refusal:
+        return Finding(OK, "tokenizer", "not checked without llama.cpp")
+    try:
+        chat, changes = tokenizer.settled(model.folder, params.model_of_task)
+        tokenizer.check_system_prompt(chat, params.data.system_prompt)
+        compared = parity.check_before_training(chat, model.folder, params.model)
+    except Refusal as refusal:
+        return Finding(PROBLEM, "tokenizer", str(refusal))
+    return Finding(OK, "tokenizer", "; ".join([f"llama.cpp reads the same ids ({compared})", *changes]))
 
 
 def check_llm_compressor(
@@ -111,13 +151,24 @@ def check_llm_compressor(
 
     try:
         if model.folder is not None:
-            compressed.check(skeleton(model.folder), params.vllm.group_size)
+            compressed.check(skeleton(model.folder), params.vllm.types, params.vllm.group_size)
     except Refusal as refusal:
         return Finding(PROBLEM, "vLLM types", str(refusal))
     packages = check_packages(requirements)
     if packages.level == PROBLEM:
         return Finding(PROBLEM, "vLLM types", packages.figure, "run `make llm-compressor`")
     return Finding(OK, "vLLM types", f"{', '.join(params.vllm.types)} in groups of {params.vllm.group_size}")
+
+
+def check_engine(name: str) -> Finding:
+    """Whether the engine that runs the SQL of test rows can be used."""
+    from qlora.sql import engine
+
+    try:
+        engine.check(name)
+    except Refusal as refusal:
+        return Finding(PROBLEM, "SQL engine", str(refusal))
+    return Finding(OK, "SQL engine", name)
 
 
 def check_disk(params: "Params", model: "BaseModel", shape: "Shape | None") -> Iterator[Finding]:
@@ -160,14 +211,15 @@ def check_merge_memory(params: "Params", model: "BaseModel") -> Finding:
 
 def check_scoring_memory(params: "Params", model: "BaseModel") -> Finding:
     """Memory for the models that are scored in 16 bits, and for the GGUFs, which answer from RAM."""
-    from qlora.recipe.artifacts import ARTIFACTS
+    from qlora.recipe.artifacts import find
     from qlora.training.memory import CPU_LIBRARIES
     from qlora.weights import loading
-    from tools.sizes import bits_of, gb
+    from tools.sizes import gb, gguf_bytes
 
     import torch
 
-    scored = [ARTIFACTS[name] for name in params.evaluate.artifacts if name != "adapter"]  # it can stay in 4 bits
+    names = [name for name in params.evaluate.artifacts if name != "adapter" or not params.quantization.in_4_bits]
+    scored = [find(name) for name in names]  # without an adapter that can stay in 4 bits
     whole = sorted(one.name for one in scored if one.answered_by == "transformers")
     ggufs = [one.name for one in scored if one.answered_by == "llama.cpp"]
     free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
@@ -178,7 +230,7 @@ def check_scoring_memory(params: "Params", model: "BaseModel") -> Finding:
     if whole and plain > max(free, ram - CPU_LIBRARIES):
         figure = f"{' and '.join(whole)} take {gb(plain)}, {where}"
         return Finding(PROBLEM, "scoring", figure, f"take {' and '.join(whole)} off evaluate.artifacts")
-    largest = max((16 if name == "bf16" else bits_of(name) for name in ggufs), default=0) / 16 * plain
+    largest = max((plain if name == "bf16" else gguf_bytes(name, plain / 2) for name in ggufs), default=0)
     if largest + CPU_LIBRARIES > ram:
         figure = f"the largest GGUF takes {gb(largest)}, {where}"
         return Finding(PROBLEM, "scoring", figure, "take it off evaluate.artifacts")
@@ -216,4 +268,4 @@ def check_training_memory(params: "Params", shape: "Shape | None") -> Finding:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, __doc__)

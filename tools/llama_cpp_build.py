@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qlora.llama_cpp.tools import (
+    ADAPTER_CONVERTER,
     CONVERTER,
     TOOLS,
     VERSION,
@@ -62,7 +63,7 @@ def main() -> None:
         if os.environ.get("LLAMA_CPP_DIR"):
             raise  # the user said where they are
     else:
-        if tools.converter is None:
+        if None in (tools.converter, tools.adapter_converter):
             place(converter_folder(), nvcc=None, compile_tools=False)
         print(f"llama.cpp: {tools.server.parent}")
         return
@@ -72,7 +73,7 @@ def main() -> None:
 
 
 def place(folder: Path, nvcc: Path | None, compile_tools: bool) -> None:
-    """Make the cache folder `folder` with the converter and, if asked, the tools; it appears whole or not at all."""
+    """Make the cache folder `folder` with the converters and, if asked, the tools; it appears whole or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with locked(folder.with_name(f"{folder.name}.lock")):
         if folder.exists():  # another set-up made it while this one waited
@@ -89,7 +90,7 @@ def place(folder: Path, nvcc: Path | None, compile_tools: bool) -> None:
                 (done / "bin").mkdir()
                 for name in TOOLS:
                     shutil.move(work / "build/bin" / name, done / "bin" / name)
-            for name in (CONVERTER, "conversion", "gguf-py", "LICENSE"):
+            for name in (CONVERTER, ADAPTER_CONVERTER, "conversion", "gguf-py", "LICENSE"):
                 shutil.move(source / name, done / name)
             done.rename(folder)
     print(f"llama.cpp: {folder}")
@@ -160,7 +161,7 @@ def build_environment(nvcc: Path | None) -> dict[str, str]:
         )
     for name in ("cmake", "ninja"):
         if not shutil.which(name, path=path):
-            raise Refusal(f"{name} is missing, and llama.cpp has to be built: run `pip install -r requirements.txt`")
+            raise Refusal(f"{name} is missing, and llama.cpp has to be built: run `make setup`")
     return os.environ | {"PATH": path} | ({"CUDACXX": str(nvcc)} if nvcc else {})
 
 

@@ -5,6 +5,7 @@ Only the last two import packages, so that a half-made environment is reported i
 
 import logging
 import os
+import pwd
 import re
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from qlora.runtime.console import Refusal
 
+SUPPORTED = [(3, minor) for minor in range(11, 15)]
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 NF4_ERROR = 0.15  # relative error of a product with normally distributed weights; 4 bits alone cost 0.09
 
@@ -35,9 +37,9 @@ class Finding:
 
 def check_python() -> Finding:
     figure = ".".join(map(str, sys.version_info[:3]))
-    if sys.version_info[:2] in ((3, 11), (3, 12)):
+    if sys.version_info[:2] in SUPPORTED:
         return Finding(OK, "Python", figure)
-    return Finding(PROBLEM, "Python", figure, "the pinned packages need 3.11 or 3.12: make setup PYTHON=python3.11")
+    return Finding(PROBLEM, "Python", figure, "the locked packages need 3.11 to 3.14: make setup PYTHON=python3.13")
 
 
 def check_packages(requirements: Path = Path("requirements.txt")) -> Finding:
@@ -96,6 +98,26 @@ def check_llama_cpp() -> Iterator[Finding]:
         yield Finding(WARNING, "llama.cpp", f"{folder} has no {tools.CONVERTER}", "`make llama.cpp` fetches it")
     else:
         yield Finding(OK, "llama.cpp", str(folder))
+
+
+def check_user() -> Iterator[Finding]:
+    """Whether the user has a name, for which DVC asks."""
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        figure = f"uid {os.getuid()} has no entry in /etc/passwd, and `dvc` needs a name"
+        yield Finding(WARNING, "user", figure, "make sets one; before `dvc` by hand: export USER=me")
+
+
+def check_clone() -> Iterator[Finding]:
+    """Whether DVC can run experiments in copies of this clone."""
+    from tools import clone
+
+    try:
+        for obstacle in clone.obstacles():
+            yield Finding(WARNING, "experiments", obstacle)
+    except Refusal as refusal:
+        yield Finding(WARNING, "experiments", str(refusal), "experiments need Git and DVC")
 
 
 def check_gpu(compute_dtype: str | None) -> Finding:

@@ -4,14 +4,14 @@ Works before anything was run: reads the model's config.json, and the prepared r
 Fetches no weights (except for the embedded model, which comes as one package) and writes nothing.
 """
 
-import json
-
 from qlora.raw_rows import sources
-from qlora.raw_rows.conversations import Rejected, conversation
+from qlora.raw_rows.conversations import conversation
+from qlora.raw_rows.rejected import Rejected
 from qlora.recipe.load import load_params
 from qlora.recipe.schema import Data, Params, Train
-from qlora.rows.prepared import PREPARED, made_from, split_file
+from qlora.rows.prepared import PREPARED, made_from, rows_of, split_file
 from qlora.runtime.console import Refusal, run_stage, summary
+from qlora.runtime.inputs import made_by, read_json
 from qlora.source import base_model
 from qlora.training import layout, packing
 from qlora.training.device import Device, planned_devices
@@ -34,11 +34,12 @@ def main() -> None:
     shape = sizes.model_shape(params, model)
     lengths, source = row_lengths(params)
     step_tokens = packing.plan(lengths, params.train).tokens
+    in_4_bits = f"{shape.quantized / shape.parameters:.0%}" if shape.in_4_bits else "none"
 
     summary(
         params.model.id,
         {
-            "parameters": f"{shape.parameters:,}, {shape.quantized / shape.parameters:.0%} of them in 4 bits",
+            "parameters": f"{shape.parameters:,}, {in_4_bits} of them in 4 bits",
             "trainable": f"{shape.trainable:,} ({shape.trainable / shape.parameters:.2%})",
             "rows": f"{len(lengths):,} for training, {sum(lengths):,} tokens, the longest {max(lengths):,} ({source})",
         },
@@ -66,34 +67,36 @@ def row_lengths(params: Params) -> tuple[list[int], str]:
     data, longest = params.data, params.train.max_length
     stale = ""
     if (PREPARED / "report.json").is_file():
-        report = json.loads((PREPARED / "report.json").read_text(encoding="utf-8"))
-        if report.get("made_from") == made_from(params.model, data, longest):
-            with split_file("train").open(encoding="utf-8") as lines:
-                return [min(json.loads(line)["tokens"], longest) for line in lines], "as prepared"
+        report = read_json(PREPARED / "report.json", "prepare-dataset")
+        if report.get("made_from") == made_from(params.model, data, params.train):
+            with made_by("prepare-dataset", split_file("train")):
+                return [min(row["tokens"], longest) for row in rows_of("train")], "as prepared"
         stale = f"; the rows in {PREPARED} are those of other params"
     if data.is_local:
         lengths = sorted(estimate(data, longest))
         if not lengths:
-            raise Refusal(f"{data.source}: no row can be used; `dvc repro prepare-dataset` says why of each")
+            raise Refusal(f"{data.name}: no row can be used; `dvc repro prepare-dataset` says why of each")
         wanted = min(len(lengths), data.train_rows or round(len(lengths) * share_for_training(data)))
         # Evenly spaced, from short to long, the longest among them.
         chosen = [lengths[(at + 1) * len(lengths) // wanted - 1] for at in range(wanted)]
-        return chosen, f"an estimate from {data.source}{stale}; exact after `dvc repro prepare-dataset`"
+        return chosen, f"an estimate from {data.name}{stale}; exact after `dvc repro prepare-dataset`"
     count = data.train_rows or 1000
     return [longest // 4] * (count - 1) + [longest], (
-        f"a guess: {data.source} is read by `dvc repro prepare-dataset`, after which this is exact{stale}"
+        f"a guess: {data.name} is read by `dvc repro prepare-dataset`, after which this is exact{stale}"
     )
 
 
 def estimate(data: Data, longest: int) -> list[int]:
     """Estimated tokens of each usable row of a local file."""
     lengths = []
-    for row in sources.read(data.source, data):
-        try:
-            messages = conversation(row, data)
-        except Rejected:
-            continue
-        lengths.append(round(sum(len(message["content"]) for message in messages) / CHARACTERS) + 1)
+    for part in data.parts:
+        source = sources.open_source(part, data)
+        for _, row in source.rows:
+            try:
+                messages = conversation(row, source.layout, data)
+            except Rejected:
+                continue
+            lengths.append(round(sum(len(message["content"]) for message in messages) / CHARACTERS) + 1)
     return [min(length, longest) for length in lengths if length <= longest or data.overlong == "truncate"]
 
 
@@ -119,4 +122,4 @@ def on_card(shape: Shape, lengths: list[int], train: Train, size: int) -> str:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, __doc__)

@@ -15,12 +15,11 @@ from pathlib import Path
 
 from qlora.recipe.load import load_params
 from qlora.reporting import summary
-from qlora.reporting.gates import Checked
 from qlora.reporting.sections import gate_table
 from qlora.reporting.tables import number, show, table
 from qlora.runtime.console import Refusal, run_stage
 from qlora.runtime.outputs import write_text
-from tools import compare
+from tools import compare, git
 from tools.compare import difference_table
 
 import numpy as np
@@ -35,23 +34,24 @@ Reader = Callable[[str], str | None]  # path -> a file's text at one commit, Non
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--base", default="origin/main", help="branch that this one is to be merged into")
+    parser.add_argument("--base", help="branch that this one is to be merged into; by default origin's main branch")
     parser.add_argument("--output", type=Path, required=True, help="Markdown file to write")
     arguments = parser.parse_args()
 
     load_params()
-    base = merge_base(arguments.base)
+    branch = arguments.base or main_branch()
+    base = merge_base(branch)
     before, after = at_commit(base), in_checkout
     stale = stale_stages()
     now = read_summary(after)
     broken = summary.broken_gates(now)
     page = [
-        f"{MARK}\n## What this changes against `{arguments.base}` ({base[:7]})\n",
+        f"{MARK}\n## What this changes against `{branch}` ({base[:7]})\n",
         f"- dvc.lock: {'**stale**: ' + ', '.join(stale) if stale else 'current'}",
         f"- gates: {verdict(now, broken)}\n",
         *section("Parameters", changed_parameters(base)),
         *score_section(base, read_summary(before), now),
-        *(section("Gates", gate_table(recorded_gates(now))) if now.get("gates") else []),
+        *(section("Gates", gate_table(summary.recorded_gates(now))) if now.get("gates") else []),
         *section("Size", size_table(read_summary(before), now)),
         *section("Training loss", loss_chart(before, after)),
     ]
@@ -64,25 +64,34 @@ def main() -> None:
         raise Refusal("; ".join(problems))
 
 
+def main_branch() -> str:
+    """The main branch of origin, whatever its name is. Raises Refusal if there is none."""
+    for name in ("origin/HEAD", "origin/main", "origin/master"):
+        if git.commit_of(name):
+            return git.git("rev-parse", "--abbrev-ref", name).strip()
+    raise Refusal("--base: this clone knows no main branch of origin; name the branch to compare with: --base main")
+
+
 def merge_base(branch: str) -> str:
     """The commit where this checkout left `branch`.
 
     Raises:
-        Refusal: if Git cannot find it, as in a shallow clone.
+        Refusal: if there is no such branch, or Git cannot find that commit.
     """
-    found = git("merge-base", branch, "HEAD")
-    if found is None:
-        raise Refusal(f"Git knows no commit that HEAD and {branch} share; in a shallow clone: git fetch --unshallow")
-    return found.strip()
-
-
-def git(*arguments: str) -> str | None:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True)
-    return None if done.returncode else done.stdout
+    if git.commit_of(branch) is None:
+        raise Refusal(
+            f"--base: Git knows no branch or commit {branch}; `git branch --all` lists what is here, `git fetch` gets "
+            "the others"
+        )
+    try:
+        return git.git("merge-base", branch, "HEAD").strip()
+    except Refusal:
+        why = "this clone is shallow: run `git fetch --unshallow`" if git.is_shallow() else "choose another --base"
+        raise Refusal(f"--base: HEAD and {branch} share no commit here; {why}") from None
 
 
 def at_commit(commit: str) -> Reader:
-    return lambda path: git("show", f"{commit}:{path}")
+    return lambda path: git.file_at(commit, path)
 
 
 def in_checkout(path: str) -> str | None:
@@ -106,14 +115,6 @@ def stale_stages() -> list[str]:
 
 def read_summary(read: Reader) -> dict:
     return json.loads(read(str(summary.PATH)) or "{}")
-
-
-def recorded_gates(now: dict) -> list[Checked]:
-    """The gates as the last report found them."""
-    return [
-        Checked(gate["gate"].partition(".")[0], gate["gate"], gate["sign"], gate["limit"], gate["value"], gate["holds"])
-        for gate in now["gates"]
-    ]
 
 
 def verdict(now: dict, broken: list[str]) -> str:
@@ -148,11 +149,12 @@ def score_section(base: str, before: dict, after: dict) -> list[str]:
         return section("Scores", f"{scores}\n\nNo intervals: {refusal}.".replace(base, base[:7]))
     headline = [difference for difference in found if difference.metric == after.get("metric")]
     rest = [difference for difference in found if difference.metric != after.get("metric")]
+    notes = "".join(f"\n- {note}" for note in compare.environment_notes(before, after))
     return section(
         "Scores",
         f"{difference_table(headline)}\n\nIn brackets the 95 % interval of the change on the same rows (paired "
         "bootstrap over groups): one that holds 0 shows no difference.\n\n"
-        f"<details><summary>Other metrics</summary>\n\n{difference_table(rest)}\n\n</details>",
+        f"<details><summary>Other metrics</summary>\n\n{difference_table(rest)}\n\n</details>\n{notes}",
     )
 
 

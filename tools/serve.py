@@ -8,6 +8,8 @@ where a conversation opens with none. Elsewhere than on loopback it asks for the
 
 import argparse
 
+from qlora.llama_cpp.server import loopback
+from qlora.recipe.artifacts import PROJECTOR
 from qlora.recipe.load import load_params
 from qlora.runtime.console import Refusal, run_stage, summary
 from tools import serving, web_ui
@@ -31,7 +33,8 @@ def serve() -> None:
     # llama-server asks a key for each file of a UI that it does not hold in itself, and a browser has none to give.
     ui = web_ui.folder() if web_ui.folder().is_dir() and not key else None
     pages = ["--path", ui] if ui else ["--no-ui"]
-    with serving.serve(artifact, gguf, params, room, options.host, options.port, [*pages, *more]) as server:
+    vision = ["--mmproj", projector] if (projector := gguf.with_name(PROJECTOR)).is_file() else []
+    with serving.serve(artifact, gguf, params, room, options.host, options.port, [*pages, *vision, *more]) as server:
         summary(
             f"serving {artifact}: {gguf}",
             {
@@ -59,7 +62,7 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
         description="Serve one artifact, OpenAI-compatible. Further options go to llama-server."
     )
     parser.add_argument("--artifact", help="base, merged, bf16 or a GGUF type; the GGUF to ship by default")
-    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on")
+    parser.add_argument("--host", default=loopback(), help="the address to listen on")
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--context", type=positive, help="tokens of each request; fitted to the memory")
     parser.add_argument("--slots", type=positive, help="requests answered at once; fitted to the memory")

@@ -3,7 +3,6 @@
 Answers come from the llama-server that `evaluate` scored the same file with.
 """
 
-import hashlib
 import ipaddress
 import json
 import os
@@ -14,15 +13,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from qlora.gguf import base_gguf
 from qlora.gguf.modelfile import CONTEXT
 from qlora.llama_cpp import server as llama_server
-from qlora.llama_cpp import tools as llama_cpp
-from qlora.recipe.artifacts import ARTIFACTS, BASE_RECORD, VLLM_TYPES
+from qlora.recipe.artifacts import ADAPTER_GGUF, ARTIFACTS, VLLM_TYPES, Artifact, find
 from qlora.recipe.schema import Params
 from qlora.reporting import summary
 from qlora.runtime import machine
 from qlora.runtime.console import Refusal
-from qlora.source import base_model
 
 from gguf import GGUFReader
 
@@ -61,34 +59,30 @@ def find_gguf(artifact: str, params: Params) -> Path:
         Refusal: if it is no artifact, cannot be served alone, or was not made yet.
     """
     if artifact == "adapter":
-        raise Refusal("the adapter alone is no model for llama.cpp: serve merged, which is the base model with it")
+        raise Refusal(
+            f"llama.cpp reads no PEFT adapter: serve merged, which is the base model with it, or {ADAPTER_GGUF} "
+            "(gguf.adapters)"
+        )
     if artifact in VLLM_TYPES:
         raise Refusal(f'{artifact} is for vLLM: make serve-vllm ARGS="--artifact {artifact}"')
-    if artifact == "base":
-        return _convert_base()
-    known = ["base", "merged", "bf16", *params.gguf.types]
-    served = ARTIFACTS.get("bf16" if artifact == "merged" else artifact)  # the same weights
+    if artifact == ADAPTER_GGUF:
+        _check_there(ARTIFACTS[ADAPTER_GGUF])
+    if artifact in ("base", ADAPTER_GGUF):
+        return base_gguf.converted(ARTIFACTS["base"].folder)
+    known = ["base", "merged", "bf16", *params.gguf.adapters, *params.gguf.types]
+    served = find("bf16" if artifact == "merged" else artifact)  # the same weights
     if served is None or not (served.gguf.is_file() or artifact in known):
         raise Refusal(f"{artifact!r} is no artifact that can be served; choose from {', '.join(known)}")
-    if not served.gguf.is_file():
-        raise Refusal(
-            f"{served.gguf} is not there; run `dvc repro {served.stage}`, which makes it, or `dvc pull {served.folder}`"
-        )
+    _check_there(served)
     return served.gguf
 
 
-def _convert_base() -> Path:
-    record = ARTIFACTS["base"].folder / BASE_RECORD
-    if not record.is_file():
-        raise Refusal(f"{record} is not there; run `dvc repro fetch-base`, which makes it")
-    cache = machine.cache_folder("gguf")
-    gguf = cache / f"{hashlib.sha256(record.read_bytes()).hexdigest()[:16]}.gguf"
-    if not gguf.is_file():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as work:
-            llama_cpp.convert(base_model.locate(record.parent), Path(work) / "model.gguf")
-            (Path(work) / "model.gguf").rename(gguf)
-    return gguf
+def _check_there(artifact: Artifact) -> None:
+    if not artifact.gguf.is_file():
+        raise Refusal(
+            f"{artifact.gguf} is not there; run `dvc repro {artifact.stage}`, which makes it, or "
+            f"`dvc pull {artifact.folder}`"
+        )
 
 
 def check_key(host: str, variable: str) -> str | None:
@@ -181,7 +175,7 @@ def serve(
     gguf: Path,
     params: Params,
     room: Room,
-    host: str = "127.0.0.1",
+    host: str | None = None,
     port: int = 0,
     options: Sequence[str | Path] = (),
 ) -> Iterator[llama_server.Running]:
@@ -193,7 +187,7 @@ def serve(
         params: Whose system prompt is put before conversations that have none; text-to-SQL answers are greedy, as in
             `evaluate`, unless a request says otherwise.
         room: See `room`.
-        host: The address to listen on.
+        host: The address to listen on; by default this machine's own.
         port: 0 takes a free one.
         options: Further options of llama-server's own.
 
@@ -216,6 +210,10 @@ def serve(
         }
         if params.data.task == "text-to-sql":
             settings["--temp"] = 0
+        if artifact == ADAPTER_GGUF:
+            # llama-server would answer with one adapter from what it remembers of a prompt that another one read.
+            settings["--cache-ram"] = 0
+            options = ["--lora", ARTIFACTS[artifact].gguf, "--no-cache-prompt", *options]
         with llama_server.run(gguf, settings, ["--metrics", *options], host, port, own_session=True) as server:
             yield server
 

@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from qlora.recipe.artifacts import FIT
 from qlora.recipe.schema import Model, Params
 from qlora.runtime.console import Refusal
 from qlora.source import base_model, embedded_model, hub
@@ -25,7 +26,7 @@ class BaseModel:
     Attributes:
         weights: Bytes of all safetensors.
         to_fetch: Bytes that have to be downloaded.
-        folder: Holds config.json, and the weights if they are here already; None if nothing is here yet.
+        folder: Holds config and tokenizer, and the weights if they are here already; None if nothing is here yet.
         about: Where it is and under which licence, for people.
         offline: Whether the hub could not be asked, though the cache has the model.
     """
@@ -38,7 +39,7 @@ class BaseModel:
 
 
 def find_model(model: Model) -> BaseModel:
-    """Whether and where the base model can be had, and its sizes; fetches no weights.
+    """Whether and where the base model can be had, and its sizes; fetches config and tokenizer, but no weights.
 
     Raises:
         Refusal: if it cannot be had.
@@ -79,7 +80,7 @@ def _find_on_hub(model: Model) -> BaseModel:
     licence = (info.card_data and info.card_data.license) or "not named"
     where = "in the cache" if cached else "can be fetched"
     about = f"{model.id}, {gb(sum(sizes))}, {where}, licence: {licence}"
-    return BaseModel(sum(sizes), 0 if cached else sum(sizes), cached or config_folder(model), about)
+    return BaseModel(sum(sizes), 0 if cached else sum(sizes), cached or base_model.fetch_settings(model), about)
 
 
 def hub_repository(kind: str, name: str, revision: str | None):
@@ -100,7 +101,7 @@ def hub_repository(kind: str, name: str, revision: str | None):
     except LocalEntryNotFoundError:
         cached = None
     if kind == "model" and cached and not any(Path(cached).glob("*.safetensors")):
-        cached = None  # config.json alone, which `config_folder` fetched
+        cached = None  # what `fetch_settings` fetched
     try:
         with hub.explained(kind, name, revision):
             info = HfApi().repo_info(name, repo_type=kind, revision=revision, files_metadata=True, timeout=10)
@@ -113,14 +114,6 @@ def hub_repository(kind: str, name: str, revision: str | None):
     return info, cached and Path(cached)
 
 
-def config_folder(model: Model) -> Path:
-    """The cache's folder with the hub model's config.json, which is fetched if need be."""
-    from huggingface_hub import hf_hub_download
-
-    with hub.explained("model", model.id, model.revision):
-        return Path(hf_hub_download(model.id, "config.json", revision=model.revision)).parent
-
-
 def model_shape(params: Params, model: BaseModel) -> Shape | None:
     """The sizes of model and adapter; None if config.json is not on this machine yet.
 
@@ -131,7 +124,7 @@ def model_shape(params: Params, model: BaseModel) -> Shape | None:
         return None
     without_weights = skeleton(model.folder)
     loading.check_target_modules(without_weights, params.lora)
-    return layout.shape_of(without_weights, params.lora)
+    return layout.shape_of(without_weights, params.lora, params.quantization)
 
 
 def written(params: Params, model: BaseModel, shape: Shape | None) -> dict[str, float]:
@@ -145,16 +138,18 @@ def written(params: Params, model: BaseModel, shape: Shape | None) -> dict[str, 
         "convert-gguf": 2 * parameters,
     }
     for type_ in params.gguf.types:
-        sizes[f"quantize-gguf@{type_}"] = parameters * bits_of(type_) / 8
+        sizes[f"quantize-gguf@{type_}"] = gguf_bytes(type_, parameters)
     for type_ in params.vllm.types:  # embeddings stay in 16 bits, and a group's scale takes 16
         linear = shape.quantized if shape else parameters * 3 // 4
         sizes[f"quantize-vllm@{type_}"] = linear * (4 + 16 / params.vllm.group_size) / 8 + 2 * (parameters - linear)
     return sizes
 
 
-def bits_of(type_: str) -> int:
-    """Bits a weight of a GGUF type: one more than its name says, for scales and for tensors of a finer type."""
-    return int(re.search(r"\d", type_)[0]) + 1
+def gguf_bytes(type_: str, parameters: float) -> float:
+    """Bytes of a GGUF. Its type's name says the bits of a weight; scales and tensors of a finer type take one more."""
+    if fitted := FIT.fullmatch(type_):
+        return float(fitted[1]) * {"bpw": parameters / 8, "MB": 1e6, "GB": 1e9}[fitted[2]]
+    return parameters * (int(re.search(r"\d", type_)[0]) + 1) / 8
 
 
 def gb(size: float) -> str:

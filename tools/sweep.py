@@ -12,7 +12,7 @@ import subprocess
 
 from qlora.recipe.load import load_params
 from qlora.runtime.console import Refusal, run_stage
-from tools import one_run
+from tools import clone, one_run
 from tools.sweep_grid import check_committed, combinations, next_wave, swept_parameters_by_stage
 from tools.sweep_queue import OUTPUT, finished, run_wave, worker_devices
 from tools.sweep_results import write_results
@@ -31,6 +31,8 @@ def main() -> None:
     artifact = load_params().evaluate.artifacts[-1]
     lock = one_run.hold("make sweep")  # the queue's workers inherit it
     experiments = combinations(arguments.grid)
+    for obstacle in clone.obstacles():
+        raise Refusal(obstacle)
     check_committed()
     reach = swept_parameters_by_stage(next(iter(experiments.values())))
     devices = worker_devices(arguments.workers)

@@ -2,13 +2,13 @@
 
 import re
 import shutil
-import subprocess
 import tempfile
 from collections import Counter
 from pathlib import Path
 
 from qlora.recipe.load import load_params
 from qlora.runtime.console import Refusal
+from tools import git
 
 import networkx
 from dvc.dependency import ParamsDependency
@@ -73,7 +73,7 @@ def check_committed() -> None:
     Raises:
         Refusal: if such a file is in neither, or differs from the commit, so that a resumed sweep would mix two states.
     """
-    changed = [line[3:] for line in git("status", "--porcelain", "--untracked-files=no").splitlines()]
+    changed = git.paths("diff", "HEAD", "--name-only", "--relative")
     changed = [path for path in changed if not path.startswith(GENERATED)]
     if changed:
         raise Refusal(f"a sweep starts from a commit: commit (or `git restore`) {', '.join(changed)} first")
@@ -85,7 +85,7 @@ def check_committed() -> None:
         read = {Path(dep.fs_path) for stage in stages for dep in stage.deps if not isinstance(dep, ParamsDependency)}
     sources = [str(path) for path in read if not any(overlap(path, out) for out in made)]
     ours = [".", *(f":(exclude,glob)**/{pattern}" for pattern in ("__pycache__/**", "*.pyc"))]
-    untracked = {Path(path).absolute() for path in git("ls-files", "--others", "--", *ours).splitlines()}
+    untracked = {Path(path).absolute() for path in git.paths("ls-files", "--others", *ours)}
     for path in sorted(untracked):
         is_read = any(path == Path(source) or Path(source) in path.parents for source in sources)
         if is_read and path.name != ".gitignore" and not any(overlap(path, out) for out in added):
@@ -137,7 +137,3 @@ def next_wave(
         if name not in done | failed and not any(own & runs(other) - made for other in wave.values()):
             wave[name] = combination
     return wave
-
-
-def git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], check=True, capture_output=True, text=True).stdout

@@ -9,7 +9,8 @@ from qlora.recipe.metrics import METRICS
 from qlora.reporting import summary
 from qlora.reporting.tables import number, show, table
 from qlora.runtime.outputs import write_text
-from tools.sweep_grid import Combination, git
+from tools import git
+from tools.sweep_grid import Combination
 
 import pandas
 from matplotlib.figure import Figure
@@ -24,7 +25,7 @@ def write_results(experiments: dict[str, Combination], done: dict[str, str], art
         artifact: The one whose score sorts the table.
         output: A folder.
     """
-    summaries = {name: json.loads(git("show", f"{done[name]}:{summary.PATH}")) for name in experiments if name in done}
+    summaries = {name: json.loads(git.file_at(done[name], summary.PATH)) for name in experiments if name in done}
     frame = pandas.DataFrame(
         [
             {"experiment": name, **experiments[name]}

@@ -17,11 +17,13 @@ from random import Random
 
 from qlora.sql.constraints import read_constraints
 from qlora.sql.databases import Generator
+from qlora.sql.engine import Engine
 from qlora.sql.extract import extract
-from qlora.sql.queries import parse, plain_strings, to_sqlite
-from qlora.sql.sandbox import Database, QueryError, clock, confine_process
+from qlora.sql.queries import parse
+from qlora.sql.sandbox import QueryError, clock, confine_process
 from qlora.sql.schema import read_schema
 from qlora.sql.shapes import SHAPES
+from qlora.sql.solutions import solve
 
 SECONDS = 20  # wall-clock limit of a process; `sandbox.clock` ends a statement much sooner
 ROWS = 100  # the most rows of a result that are shown
@@ -63,16 +65,17 @@ def run(context: str, answers: Sequence[str], *, dialect: str = "sqlite", seed: 
 def _try(context: str, answers: list[str], number: int, dialect: str, seed: int) -> Trial:
     schema = read_schema(context, dialect)
     queries = [extract(answer) for answer in answers]
-    sql = queries[number]
+    sql, engine = queries[number], Engine(dialect)
     with clock():
         trees = [tree for query in queries if (tree := parse(query, dialect)) is not None]
-        rows = Generator(schema, read_constraints(trees, schema)).database(Random(seed), SHAPES[0])
-    database = Database(schema.columns())
+        constraints = read_constraints(trees, schema)
+        groups = solve(constraints, schema, engine, Random(seed))
+        rows = Generator(schema, constraints, groups).database(Random(seed), SHAPES[0])
+    database = engine.database(schema)
     database.fill(rows)
     try:
         with clock():
-            translated = plain_strings(to_sqlite(sql, dialect), schema)
-            tree = parse(translated)
+            translated, tree = engine.read(sql, schema)
         result = database.run(translated)
     except QueryError as error:
         return Trial(sql, f"{error.kind}: {error}", [], [], 0)

@@ -1,10 +1,13 @@
 """What a person sees of a program here: one sentence when it cannot go on, a short summary when it is done."""
 
-import errno
+import argparse
+import os
+import select
 import signal
 import sys
 from collections.abc import Callable
 
+from qlora.runtime import folders
 from qlora.runtime.machine import end_with_parent
 
 FULL_GPU = (
@@ -24,12 +27,19 @@ class Refusal(Exception):
     """
 
 
-def run_stage(main: Callable[[], None]) -> None:
+def run_stage(main: Callable[[], None], description: str | None = None) -> None:
     """Run the `main` of a stage or tool; turn what ends it early into one sentence and a non-zero exit status.
 
     SIGTERM (a spot machine's notice, `kill`) raises KeyboardInterrupt as Ctrl-C does: the program unwinds and removes
     half-written outputs. Any other exception is a defect of this project and keeps its traceback.
+
+    Args:
+        main: The program.
+        description: What `--help` shows of a program that takes no arguments; others parse their own.
     """
+    if description:
+        parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     end_with_parent(signal.SIGTERM)  # if DVC is killed, this stage must not write beside DVC's next run
     try:
@@ -45,11 +55,26 @@ def run_stage(main: Callable[[], None]) -> None:
             sys.exit(FULL_GPU)
         if "can't allocate memory" in str(error):  # torch's word for it on a CPU
             sys.exit(FULL_MEMORY)
+        if "Could not determine home directory" in str(error):
+            sys.exit("error: this user has no home folder: set HOME to a folder that this user can write")
         raise
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    except BrokenPipeError:
+        if not is_unread():
             raise
-        sys.exit(f"error: the disk is full ({error.filename or 'while writing'}): free some space and run again")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more
+        sys.exit(1)
+    except OSError as error:
+        sentence = folders.explained(error)
+        if sentence is None:
+            raise
+        sys.exit(f"error: {sentence}")
+
+
+def is_unread() -> bool:
+    """Whether nobody reads what this process prints any more, as behind `| head`."""
+    output = select.poll()
+    output.register(sys.stdout, 0)  # reports a closed pipe without being asked to
+    return any(event & select.POLLERR for _, event in output.poll(0))
 
 
 def summary(title: str, facts: dict[str, object]) -> None:

@@ -4,13 +4,13 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from qlora.runtime.console import Refusal
-
-FULL = 1 << 20  # bytes; a disk with less free counts as full
+from qlora.runtime.folders import is_full
 
 
 def check_disk(what: str, needed: float, folder: Path) -> None:
@@ -21,6 +21,23 @@ def check_disk(what: str, needed: float, folder: Path) -> None:
             f"{what} needs {needed / 1e9:.1f} GB under {folder}, and {free / 1e9:.1f} GB are free; make room "
             "(`make gc` frees what no branch, tag or experiment needs)"
         )
+
+
+def check_writable(*folders: Path) -> None:
+    """Make the folders, and a file in each that is gone at once: a run must not find out at its end that it cannot.
+
+    Raises:
+        Refusal: if something else than a folder is there.
+        OSError: if this user cannot write there (`folders.explained`).
+    """
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise Refusal(
+                f"{folder.absolute()} is to be a folder, and a file or a broken link is in its place: move that away"
+            ) from None
+        tempfile.TemporaryFile(dir=folder).close()
 
 
 @contextmanager
@@ -36,7 +53,7 @@ def room_in(folder: Path) -> Iterator[None]:
         yield
     except Exception as error:
         named = os.strerror(errno.ENOSPC) in str(error)  # by safetensors, which has removed its file by now
-        if named or shutil.disk_usage(folder).free < FULL:
+        if named or is_full(folder):
             raise Refusal(f"the disk is full (while writing {folder}): free some space and run again") from None
         raise
 
