@@ -3,6 +3,7 @@
 No result depends on what is set here, which is why no stage lists this file in its `deps:`.
 """
 
+import getpass
 import logging
 import os
 
@@ -12,3 +13,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # what a team trains is 
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 # It logs at each start that an optional kernel from the hub is not installed.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+try:
+    getpass.getuser()
+except (KeyError, OSError):  # a container's user without an entry in /etc/passwd; torch and DVC ask for a name
+    os.environ["USER"] = f"user-{os.getuid()}"

@@ -1,8 +1,9 @@
 """quantize-load-train: load the base model in NF4, train a LoRA adapter on it, and write the adapter with its record.
 
+The adapter is new, or an earlier one (lora.start_from). The base stays in 16 bits if quantization.type is none.
+
 Writes models/adapter (what PEFT saves, the quantization and the base model's record) and results/train (log.csv,
-metrics.json, environment.json). A killed run resumes from its last checkpoint and ends with the same adapter
-(qlora/training/checkpoints.py).
+metrics.json, environment.json). A killed run resumes from its last checkpoint and ends with the same adapter.
 
 On several GPUs this stage starts itself in several processes, which share the rows of each step (DDP) or the model as
 well (FSDP). What a step learns from, and so the adapter, is the same; rank 0 writes.
@@ -11,33 +12,35 @@ well (FSDP). What a step learns from, and so the adapter, is the same; rank 0 wr
 import shutil
 from pathlib import Path
 
-from qlora.kernels import compiled_layers, nf4_linear
+from qlora.kernels import compiled_layers, nf4_experts, nf4_linear
 from qlora.processes import group, launch
-from qlora.recipe.artifacts import ARTIFACTS, BASE_RECORD
+from qlora.recipe.artifacts import ARTIFACTS, MODELS
 from qlora.recipe.load import load_params
 from qlora.recipe.schema import Lora, Params
-from qlora.rows.chat import Chat, load_chat
+from qlora.reporting import trackers
+from qlora.rows.chat import Chat
 from qlora.rows.loss_mask import Encoded
 from qlora.rows.prepared import read_encoded
 from qlora.runtime.console import run_stage, summary
-from qlora.runtime.machine import available_memory
-from qlora.runtime.outputs import new_folder, write_json
+from qlora.runtime.outputs import check_writable, new_folder, write_json
 from qlora.source import base_model
 from qlora.training import checkpoints, layout, packing, record
 from qlora.training.device import Device, devices_of_run
-from qlora.training.gpu import attention, be_repeatable, prepare_gpu
+from qlora.training.gpu import be_repeatable, prepare_gpu
 from qlora.training.memory import MemoryPlan
 from qlora.training.packing import Steps
 from qlora.training.run import to_the_end
+from qlora.training.start import earlier_adapter, load_model, start_from
+from qlora.training.tracked import Tracked
 from qlora.training.trainer import Trainer
-from qlora.weights import compressed, loading
-from qlora.weights.architecture import skeleton
-from qlora.weights.files import weights_bytes
+from qlora.weights import compressed, experts, loading, quantized
+from qlora.weights.architecture import kept_plain, skeleton
+from qlora.weights.quantized import Quantized
 
 import torch
 from peft import LoraConfig
 from torch.distributed.fsdp import MixedPrecisionPolicy
-from transformers import set_seed
+from transformers import PreTrainedModel, set_seed
 from trl import SFTConfig
 
 RESULTS = Path("results/train")
@@ -47,6 +50,8 @@ def main() -> None:
     # Settings
     params = load_params()
     train, machines = params.train, launch.machines()
+    trackers.check(train.report_to)
+    check_writable(RESULTS.parent, MODELS, checkpoints.FOLDER)
     if not launch.is_started() and (processes := launch.wanted(train)) * machines > 1:
         launch.start("stages.quantize_load_train", processes, count=machines)
         return
@@ -57,61 +62,54 @@ def main() -> None:
     model_shape = skeleton(base)
     loading.check_target_modules(model_shape, params.lora)
     if params.vllm.types:  # refused now, not after hours of training
-        compressed.check(model_shape, params.vllm.group_size)
-    shape = layout.shape_of(model_shape, params.lora)
+        compressed.check(model_shape, params.vllm.types, params.vllm.group_size)
+    shape = layout.shape_of(model_shape, params.lora, params.quantization)
+    earlier = earlier_adapter(params.lora, lora_config(params.lora, model_shape), model_shape, base)
 
     # The recipe
-    chat = load_chat(base)
+    chat = base_model.load_chat(ARTIFACTS["base"].folder)
     rows = {split: read_encoded(split, chat, train.max_length) for split in ("train", "validation")}
     lengths = [len(row.input_ids) for row in rows["train"]]
     here = devices_of_run(train)
     saved = checkpoints.folder_of(params)
 
-    def run(plan: MemoryPlan) -> tuple[Trainer, dict, MemoryPlan]:
-        steps = packing.plan(lengths, train, plan.pack_tokens, here.count)
+    def run(plan: MemoryPlan) -> tuple[Trainer, dict, MemoryPlan, Quantized]:
+        steps = packing.plan(lengths, train, plan.pack_tokens, here.count, alone=bool(shape.alone))
         summary(f"plan for {here.name}", layout.describe(shape, plan, steps.tokens, here))
         set_seed(train.seed)
         if here.is_gpu:
             be_repeatable(plan)
-        model = load_model(params, base, plan, here)
+        model, in_4_bits = load_model(params, base, plan, here)
         trainer = make_trainer(params, model, chat, rows, steps, plan, here, saved)
-        return trainer, to_the_end(trainer, steps, saved), plan
+        start_from(trainer.model, earlier)
+        trainer.add_callback(Tracked(train.report_to, trackers.run_of(params, saved.name)))
+        return trainer, to_the_end(trainer, steps, saved), plan, in_4_bits
 
-    trainer, figures, plan = layout.run_fitted(run, shape, lengths, train, here)
-    adapter = trainer.whole_adapter()
+    trainer, figures, plan, in_4_bits = layout.run_fitted(run, shape, lengths, train, here)
+    adapter = trainer.kept_adapter()
     if not group.is_first():
         return
 
     # Outputs
     with new_folder(RESULTS) as output:
         record.write_log(output / "log.csv", trainer.state.log_history)
-        write_json(output / "metrics.json", figures)
-        write_json(output / "environment.json", record.environment(params, here, plan))
+        write_json(output / "metrics.json", {"run": saved.name} | figures)
+        write_json(output / "environment.json", record.environment_of(params, here, plan))
     with new_folder(ARTIFACTS["adapter"].folder) as output:
-        trainer.model.save_pretrained(output, state_dict=adapter)
-        (output / "README.md").unlink(missing_ok=True)  # PEFT's empty template of a model card
-        record.name_base_model(output / "adapter_config.json", params)
-        write_json(output / loading.QUANTIZATION, params.quantization.model_dump())
-        shutil.copy(ARTIFACTS["base"].folder / BASE_RECORD, output)
+        record.write_adapter(output, trainer.model, adapter, params, base)
+        quantized.write(output, in_4_bits)
     shutil.rmtree(saved)
     summary("quantize-load-train", figures)
 
 
-def load_model(params: Params, base: Path, plan: MemoryPlan, here: Device):
-    """The base model in 4 bits; on a CPU with enough memory dequantized once, not in each pass of each step."""
-    model = loading.load_base(base, params.quantization, attention(plan), sharded=here.sharded)
-    room = available_memory() // here.count - plan.peak
-    if not here.is_gpu and params.train.memory != "low" and weights_bytes(base) < room:
-        loading.dequantize(model)  # the same numbers, a twelfth sooner
-    return model
-
-
-def lora_config(lora: Lora) -> LoraConfig:
+def lora_config(lora: Lora, model: PreTrainedModel) -> LoraConfig:
     return LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
+        target_parameters=list(experts.parameters_of(model)) if lora.experts else None,
+        exclude_modules=kept_plain(model) or None,
         use_rslora=lora.use_rslora,
         task_type="CAUSAL_LM",
     )
@@ -171,18 +169,22 @@ def make_trainer(
     """The trainer of `model` with a new adapter, on the training and validation rows in packs."""
     chat.tokenizer.pad_token = chat.tokenizer.convert_ids_to_tokens(chat.pad)  # trl pads packs with it
     lengths = [len(row.input_ids) for row in rows["validation"]]
-    validation_packs = packing.pack_evaluation(lengths, max(plan.pack_tokens, *lengths))
-    trainer = Trainer(
-        getattr(torch, params.lora.dtype),
-        steps.longest_pack,
-        sum(row.supervised for row in rows["validation"]) / len(validation_packs),
-        model=model,
-        args=sft_config(params, steps, plan, here, saved),
-        train_dataset=packing.pack_dataset(steps.packs, rows["train"], chat.pad),
-        eval_dataset=packing.pack_dataset(validation_packs, rows["validation"], chat.pad),
-        processing_class=chat.tokenizer,
-        peft_config=lora_config(params.lora),
-    )
+    validation_packs = packing.pack_evaluation(lengths, max(plan.pack_tokens, *lengths), steps.alone)
+    with experts.shown_to_peft(model):
+        trainer = Trainer(
+            getattr(torch, params.lora.dtype),
+            steps.longest_pack,
+            sum(row.supervised for row in rows["validation"]) / len(validation_packs),
+            params.train.keep == "best",
+            params.train.patience,
+            model=model,
+            args=sft_config(params, steps, plan, here, saved),
+            train_dataset=packing.pack_dataset(steps.packs, rows["train"], chat.pad),
+            eval_dataset=packing.pack_dataset(validation_packs, rows["validation"], chat.pad),
+            processing_class=chat.tokenizer,
+            peft_config=lora_config(params.lora, model),
+        )
+    nf4_experts.use_fast_experts(trainer.model)
     trainer.cast_adapter()
     if here.sharded:
         nf4_linear.prepare_sharding(trainer.model, trainer.args.device)
@@ -192,4 +194,4 @@ def make_trainer(
 
 
 if __name__ == "__main__":
-    launch.work(main) if launch.is_started() else run_stage(main)
+    launch.work(main) if launch.is_started() else run_stage(main, __doc__)

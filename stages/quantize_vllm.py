@@ -1,8 +1,9 @@
-"""quantize-vllm: the merged model in 4 bits for vLLM, by llm-compressor.
+"""quantize-vllm: the merged model in 4 or 8 bits for vLLM, by llm-compressor.
 
 Reads models/merged and data/prepared/train.jsonl; writes models/TYPE, a folder as vLLM and transformers read it.
 W4A16-AWQ scales up the channels that matter on training rows before it rounds (Lin et al. 2023, arXiv:2306.00978);
 W4A16-GPTQ rounds column after column and lets the rest make up for the error (Frantar et al. 2022, arXiv:2210.17323).
+FP8 needs no calibration; NVFP4 calibrates the scale of activations.
 """
 
 import argparse
@@ -35,10 +36,9 @@ def main() -> None:
     artifact = ARTIFACTS[parser.parse_args().type]
     params = load_params()
     settings = params.vllm
-    if not (MERGED / "config.json").is_file():
-        raise Refusal(f"{MERGED} is not there; run `dvc repro merge`, which makes it")
+    ARTIFACTS["merged"].check_made()
     model_shape = skeleton(MERGED)
-    compressed.check(model_shape, settings.group_size)
+    compressed.check(model_shape, [artifact.name], settings.group_size)
     check_disk(artifact.name, weights_bytes(MERGED) // 2, MERGED)  # embeddings stay in 16 bits
     chat = load_chat(MERGED)
     rows = list(encode_rows(evenly("train", settings.calibration_rows), chat, params.train.max_length))
@@ -50,13 +50,13 @@ def main() -> None:
         for path in MERGED.iterdir():  # tokenizer, template and settings as they were trained with, to the byte
             if path.suffix in {".json", ".model", ".jinja", ".txt"} and not path.name.startswith(("config.", "model.")):
                 shutil.copyfile(path, folder / path.name)
-        check(folder, model_shape, settings.group_size)
+        check(folder, model_shape, artifact.name, settings.group_size)
     summary(
         f"quantize-vllm {artifact.name}",
         {
             "file": f"{output}, {weights_bytes(output) / 1e9:.2f} GB",
             "of the merged model": f"{weights_bytes(output) / weights_bytes(MERGED):.0%}",
-            "tensors in 4 bits": f"{len(compressed.linear_layers(model_shape))}, in groups of {settings.group_size}",
+            "quantized tensors": len(compressed.linear_layers(model_shape)),
             "calibrated on": f"{len(rows)} training rows, {sum(len(row.input_ids) for row in rows):,} tokens",
             "seconds": f"{time.monotonic() - begin:.1f}",
         },
@@ -85,11 +85,15 @@ def quantize(
     if not torch.accelerator.is_available():
         # llm-compressor 0.14 pins the activations' memory for a GPU even where there is none, which torch refuses.
         IntermediatesCache.pin_memory = lambda *_: None
-    is_awq = type_ == "W4A16-AWQ"
     # A zero point for each group, for GPTQ, too: without, its loss rises three times as much (docs/serving.md).
     weights = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": group_size, "symmetric": False}
     layers = {"config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}}, "ignore": [compressed.HEAD]}
-    recipe = [AWQModifier(), QuantizationModifier(**layers)] if is_awq else [GPTQModifier(**layers)]
+    recipe = {
+        "W4A16-AWQ": lambda: [AWQModifier(), QuantizationModifier(**layers)],
+        "W4A16-GPTQ": lambda: [GPTQModifier(**layers)],
+        "FP8": lambda: [QuantizationModifier(targets="Linear", scheme="FP8_DYNAMIC", ignore=[compressed.HEAD])],
+        "NVFP4": lambda: [QuantizationModifier(targets="Linear", scheme="NVFP4", ignore=[compressed.HEAD])],
+    }[type_]()
     attention = loading.attention_implementation(AutoConfig.from_pretrained(MERGED))
     model = AutoModelForCausalLM.from_pretrained(MERGED, dtype=torch.bfloat16, attn_implementation=attention)
     oneshot(
@@ -105,8 +109,8 @@ def quantize(
     model.save_pretrained(folder, save_compressed=True)
 
 
-def check(folder: Path, model_shape: PreTrainedModel, group_size: int) -> None:
-    """Read `folder` back: every linear layer in 4 bits with a finite scale for each group, all else as it was.
+def check(folder: Path, model_shape: PreTrainedModel, type_: str, group_size: int) -> None:
+    """Read `folder` back: every linear layer stored as `type_` with finite scales, all else as it was.
 
     Raises:
         Refusal: naming the first tensor that is missing, left over or of another shape.
@@ -118,16 +122,17 @@ def check(folder: Path, model_shape: PreTrainedModel, group_size: int) -> None:
         expected.pop(f"{compressed.HEAD}.weight", None)
     for name, layer in compressed.linear_layers(model_shape).items():
         del expected[f"{name}.weight"]
-        expected[f"{name}.weight_packed"] = (layer.out_features, layer.in_features // 8)  # 8 in an int32
-        expected[f"{name}.weight_scale"] = (layer.out_features, layer.in_features // group_size)
+        expected |= compressed.stored(name, layer, type_, group_size)
+    bits = {"FP8": ("weight", "F8_E4M3"), "NVFP4": ("weight_packed", "U8")}.get(type_, ("weight_packed", "I32"))
+    quantized = {f"{name}.{bits[0]}" for name in compressed.linear_layers(model_shape)}
     found = {}
     for shard in shards(folder):
         with opened(shard) as file:
             for name in file.keys():  # noqa: SIM118 (not a dictionary)
                 found[name] = tuple(file.get_slice(name).get_shape())
-                if name.endswith("weight_packed") and file.get_slice(name).get_dtype() != "I32":
-                    raise Refusal(f"{shard}: {name} is not in 4 bits")
-                if name.endswith("weight_scale") and not file.get_tensor(name).isfinite().all():
+                if name in quantized and file.get_slice(name).get_dtype() != bits[1]:
+                    raise Refusal(f"{shard}: {name} is not {type_}")
+                if name.endswith("_scale") and not file.get_tensor(name).float().isfinite().all():
                     raise Refusal(f"{shard}: {name} holds a scale that is no number")
     extra = {name for name in found if name.endswith(("weight_shape", "weight_zero_point"))}
     for name in sorted(expected.keys() | found.keys() - extra):

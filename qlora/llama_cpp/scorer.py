@@ -26,9 +26,6 @@ class Completion:
         tokens: Generated ids, without the end-of-generation token.
         text: The same, decoded.
         stopped: Whether the model ended the answer itself.
-        prompt_tokens: Ids of the prompt that were evaluated, not found in the cache.
-        prompt_ms: Milliseconds for the prompt, up to the first token.
-        predicted_ms: Milliseconds for the generated tokens.
         prompt_length: All ids of the prompt.
         steps: The server's report on each generated id; empty unless it was asked for.
     """
@@ -36,9 +33,6 @@ class Completion:
     tokens: list[int]
     text: str
     stopped: bool
-    prompt_tokens: int
-    prompt_ms: float
-    predicted_ms: float
     prompt_length: int
     steps: list[dict]
 
@@ -85,7 +79,7 @@ class Server:
     slot's cache holds what the thread sent before.
     """
 
-    def __init__(self, model: Path, context: int, slots: int = 8, threads: int | None = None):
+    def __init__(self, model: Path, context: int, slots: int = 8, threads: int | None = None, lora: Path | None = None):
         """Describe the server; `with` starts it.
 
         Args:
@@ -93,11 +87,13 @@ class Server:
             context: Tokens of prompt and answer together, for each slot.
             slots: Requests that are served at a time.
             threads: CPU threads; all CPUs that the process may use by default.
+            lora: The GGUF of an adapter that is applied to the model.
         """
         self.model = model
         self.context = context
         self.slots = slots
         self.threads = threads or cpu_count()
+        self.lora = lora
         self._local = threading.local()
         self._slot_numbers = itertools.cycle(range(slots))
 
@@ -114,7 +110,7 @@ class Server:
             "--cache-ram": 0,  # a second cache of whole prompts, gigabytes by default
         }
         # A last message of the assistant is rendered as complete, as in training, not as one to be continued.
-        options = ["--no-prefill-assistant"]
+        options = ["--no-prefill-assistant", *(["--lora", self.lora] if self.lora else [])]
         with ExitStack() as stack:
             log = stack.enter_context(tempfile.TemporaryFile())
             self._running = stack.enter_context(server.run(self.model, settings, options, log=log))
@@ -131,10 +127,17 @@ class Server:
         """Ids of `text`, special tokens in it read as such; with `add_special` also the BOS that the model adds."""
         return self._post("/tokenize", {"content": text, "add_special": add_special, "parse_special": True})["tokens"]
 
-    def apply_template(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+    def apply_template(self, messages: list[dict], add_generation_prompt: bool = True) -> str:
         """`messages` rendered with the chat template in the GGUF, as /v1/chat/completions renders them."""
-        body = {"messages": messages, "add_generation_prompt": add_generation_prompt}
+        body = {"messages": [_as_requested(message) for message in messages]}
+        body |= {"add_generation_prompt": add_generation_prompt}
+        if messages and "tools" in messages[0]:
+            body["tools"] = messages[0]["tools"]
         return self._post("/apply-template", body)["prompt"]
+
+    def stops_at(self, id_: int) -> bool:
+        """Whether an answer ends at this id."""
+        return self._generate([self._plain_id], 1, logit_bias=[[id_, 1e6]])["stop_type"] == "eos"
 
     def complete(self, prompt_ids: list[int], max_tokens: int, reuse: bool = True, count: int = 0) -> Completion:
         """Answer greedily, until the model ends its turn or `max_tokens` ids are generated.
@@ -143,15 +146,11 @@ class Server:
         `count` most probable ids are reported at each step.
         """
         reply = self._generate(prompt_ids, max_tokens, cache_prompt=reuse, n_probs=count)
-        timings = reply["timings"]
         stopped = reply["stop_type"] == "eos"
         return Completion(
             tokens=reply["tokens"][:-1] if stopped else reply["tokens"],
             text=reply["content"],
             stopped=stopped,
-            prompt_tokens=timings["prompt_n"],
-            prompt_ms=timings["prompt_ms"],
-            predicted_ms=timings["predicted_ms"],
             prompt_length=len(prompt_ids),
             steps=_steps(reply),
         )
@@ -209,3 +208,18 @@ class Server:
         if response.status != 200:
             raise Refusal(f"llama-server refused {path} for {self.model}: {reply['error']['message']}")
         return reply
+
+
+def _as_requested(message: dict) -> dict:
+    """A message as a request holds it: the arguments of calls are text, and the conversation's tools are beside it."""
+    message = {key: value for key, value in message.items() if key not in ("tools", "train")}
+    if "tool_calls" not in message:
+        return message
+    functions = [call["function"] for call in message["tool_calls"]]
+    arguments = [json.dumps(function["arguments"], ensure_ascii=False) for function in functions]
+    return message | {
+        "tool_calls": [
+            call | {"function": function | {"arguments": text}}
+            for call, function, text in zip(message["tool_calls"], functions, arguments, strict=True)
+        ]
+    }

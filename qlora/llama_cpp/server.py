@@ -1,5 +1,6 @@
 """Run a llama-server for the length of a `with` block, and send it requests."""
 
+import errno
 import http.client
 import json
 import os
@@ -63,7 +64,7 @@ def run(
     model: Path,
     settings: Mapping[str, object],
     options: Sequence[object] = (),
-    host: str = "127.0.0.1",
+    host: str | None = None,
     port: int = 0,
     log: IO[bytes] | None = None,
     own_session: bool = False,
@@ -74,7 +75,7 @@ def run(
         model: A GGUF file.
         settings: llama-server's options that take a value, with their values.
         options: Further options, as on a command line.
-        host: The address to listen on.
+        host: The address to listen on; by default this machine's own.
         port: 0 takes a free one.
         log: A file for its output, which by default goes to standard output and error.
         own_session: Keep Ctrl-C from the server; this process stops it. Otherwise Ctrl-C ends both at once, so no
@@ -83,16 +84,20 @@ def run(
     Raises:
         Refusal: if the port is taken, or the server ends before it is ready.
     """
+    host = host or loopback()
     port = free_port(host, port)
     settings = {"--model": model, "--host": host, "--port": port, **settings}
     command = [tools.find().server, *(part for pair in settings.items() for part in pair), *options]
     process = start(
-        [str(part) for part in command], stdout=log, stderr=log and subprocess.STDOUT, start_new_session=own_session
+        [str(part) for part in command],
+        tools.clean_environment(),
+        stdout=log,
+        stderr=log and subprocess.STDOUT,
+        start_new_session=own_session,
     )
     try:
         reach = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-        address = f"[{reach}]" if ":" in reach else reach
-        server = Running(model, f"http://{address}:{port}", process, log)
+        server = Running(model, url(reach, port), process, log)
         while not server.is_ready():
             server.check_alive()
             time.sleep(0.05)
@@ -106,12 +111,28 @@ def run(
             process.wait()
 
 
-def free_port(host: str, port: int) -> int:
-    """`port`, or a free one for 0. Raises Refusal if it is taken."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+def url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def loopback() -> str:
+    """This machine's own address: 127.0.0.1, or ::1 where it has IPv6 alone."""
+    with socket.socket() as probe:
         try:
-            listener.bind((host, port))
-        except OSError as error:
-            raise Refusal(f"cannot listen on {host}, port {port}: {error.strerror}; choose another --port") from None
-        return listener.getsockname()[1]
+            probe.bind(("127.0.0.1", 0))
+        except OSError:
+            return "::1"
+    return "127.0.0.1"
+
+
+def free_port(host: str, port: int) -> int:
+    """`port`, or a free one for 0. Raises Refusal if it is taken, or if this machine has no such address."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            return listener.getsockname()[1]
+    except OSError as error:
+        what = "port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "host"
+        raise Refusal(f"cannot listen on {host}, port {port}: {error.strerror}; choose another --{what}") from None

@@ -1,25 +1,33 @@
 """The artifacts that the pipeline makes and scores, in one table, and the types of GGUF and vLLM files."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-MODELS = Path("models")
-BASE_RECORD = "base.json"  # in each artifact's folder: which base model it was made from
+from qlora.runtime.console import Refusal
 
-# llama-quantize's names; without F16 and BF16, as models/bf16 is not quantized.
+MODELS = Path("models")
+ADAPTER_GGUF = "adapter-gguf"  # the adapter for llama-server, which applies it to the base model's GGUF
+BASE_RECORD = "base.json"  # in each artifact's folder: which base model it was made from
+PROJECTOR = "mmproj.gguf"  # beside the GGUF of a multimodal model: its vision tower
+
+# llama-quantize's names; without F16 and BF16, as models/bf16 is not quantized. MXFP4_MOE is for experts, as gpt-oss
+# ships them: all else is Q8_0.
 # fmt: off
 GGUF_TYPES = (
     "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0", "IQ4_XS", "IQ4_NL",
-    "Q3_K_L", "Q3_K_M", "Q3_K_S", "IQ3_M", "IQ3_S", "IQ3_XS", "IQ3_XXS",
+    "MXFP4_MOE", "Q3_K_L", "Q3_K_M", "Q3_K_S", "IQ3_M", "IQ3_S", "IQ3_XS", "IQ3_XXS",
     "Q2_K", "Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S",
 )
 # fmt: on
 # llama-quantize refuses to make these without an importance matrix.
 NEEDS_MATRIX = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "Q2_K_S")
 PLAIN = "-plain"  # Q4_K_M-plain is Q4_K_M without the importance matrix, to measure what that is worth
-VLLM_TYPES = ("W4A16-AWQ", "W4A16-GPTQ")  # 4-bit weights, 16-bit activations
+FIT = re.compile(r"fit-(\d+(?:\.\d+)?)(bpw|MB|GB)")  # a GGUF of this size, its tensors' types chosen by measurement
+# Bits of weights and activations: 4 and 16; 8 and 8; 4 and 4, which only Blackwell GPUs multiply in 4 bits.
+VLLM_TYPES = ("W4A16-AWQ", "W4A16-GPTQ", "FP8", "NVFP4")
 
 
 @dataclass(frozen=True)
@@ -51,12 +59,18 @@ class Artifact:
     def is_made(self) -> bool:
         return (self.folder / BASE_RECORD).is_file()
 
+    def check_made(self) -> None:
+        """Raise Refusal unless its stage has made it."""
+        if not self.is_made:
+            raise Refusal(f"{self.folder} is not there; run `dvc repro {self.stage}`, which makes it")
+
 
 ARTIFACTS = {
     artifact.name: artifact
     for artifact in (
         Artifact("base", "fetch-base", None, "transformers"),
         Artifact("adapter", "quantize-load-train", "base", "transformers"),
+        Artifact(ADAPTER_GGUF, f"convert-adapter@{ADAPTER_GGUF}", "adapter", "llama.cpp"),
         Artifact("merged", "merge", "adapter", "transformers"),
         Artifact("bf16", "convert-gguf", "merged", "llama.cpp"),
         *(Artifact(name, f"quantize-vllm@{name}", "merged", "transformers") for name in VLLM_TYPES),
@@ -69,9 +83,15 @@ ARTIFACTS = {
 }
 
 
+def find(name: str) -> Artifact | None:
+    """The artifact of this name; None if there is none. Sizes (`FIT`) are too many for the table."""
+    fitted = Artifact(name, f"quantize-gguf@{name}", "bf16", "llama.cpp") if FIT.fullmatch(name) else None
+    return ARTIFACTS.get(name, fitted)
+
+
 def predecessor(name: str, scored: Sequence[str]) -> str | None:
     """The nearest artifact in `scored` that `name` was made from, directly or not; None if there is none."""
-    before = ARTIFACTS[name].made_from
+    before = find(name).made_from
     while before is not None and before not in scored:
         before = ARTIFACTS[before].made_from
     return before
