@@ -1,5 +1,6 @@
 """A Git and DVC repository with the real dvc.yaml and a tiny model, and what runs Git and DVC in it."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -9,20 +10,29 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from qlora.recipe.load import load_params
+from qlora.reporting import gates, outcomes, plots, summary
+from qlora.runtime.outputs import write_text
+
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
-CODE = ("stages", "qlora", "tools")  # the folders that a run needs
+TEST_ROWS = 40  # of `write_metrics`
+CODE = ("stages", "qlora", "tools", "templates", "scorers")  # the folders that a run needs
 
 
-def make_repository(folder: Path, model: Path) -> None:
-    """Fill `folder` with the code, the real dvc.yaml, a small recipe for `model` and its rows; commit all of it."""
+def make_repository(folder: Path, model: Path, inside: Path | None = None) -> None:
+    """Fill `folder` with the code, the real dvc.yaml, a small recipe for `model` and its rows; commit all of it.
+
+    With `inside`, a folder above, that is the Git repository, and the project a subfolder of it.
+    """
     for name in CODE:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", ".dvcignore", ".gitignore", "README.md"):
         shutil.copy(ROOT / name, folder / name)
     shutil.copytree(model, folder / "tiny")
-    (folder / "data/raw").mkdir(parents=True)
+    shutil.copytree(ROOT / "data/adapters", folder / "data/adapters")
+    (folder / "data/raw").mkdir()
     lines = (ROOT / "data/raw/text2sql.jsonl").read_text().splitlines(keepends=True)
     (folder / "data/raw/text2sql.jsonl").write_text("".join(lines[:600]))
     params = YAML().load(ROOT / "recipes/smollm2-sql.yaml")
@@ -32,13 +42,22 @@ def make_repository(folder: Path, model: Path) -> None:
     params["gguf"].update(types=["Q8_0"], imatrix=False)
     params["evaluate"].update(artifacts=["base", "merged", "Q8_0"], max_new_tokens=8, databases=2, gates={})
     YAML().dump(params, folder / "params.yaml")
-    git(folder, "init", "-q")
-    dvc(folder, "init", "-q")
+    git(inside or folder, "init", "-q")
+    dvc(folder, "init", "-q", *(["--subdir"] if inside else []))
     shutil.copy(ROOT / ".dvc/config", folder / ".dvc/config")
     shutil.copytree(ROOT / ".dvc/plots", folder / ".dvc/plots")
     (folder / ".gitignore").open("a").write("/tiny/\n")
     git(folder, "add", ".")
     git(folder, "commit", "-qm", "start")
+
+
+def lend_environment(folder: Path) -> None:
+    """Make a .venv in `folder` that is this Python's, so that `make` installs nothing."""
+    (folder / ".venv").mkdir()
+    shutil.copy(Path(sys.prefix) / "pyvenv.cfg", folder / ".venv")
+    for name in ("bin", "lib"):
+        (folder / ".venv" / name).symlink_to(Path(sys.prefix) / name)
+    (folder / ".venv/installed").touch()
 
 
 def environment() -> dict[str, str]:
@@ -110,3 +129,26 @@ def keep_stages(folder: Path, *names: str) -> None:
             content.pop(section, None)
 
     edit_yaml(folder / "dvc.yaml", edit)
+
+
+def write_metrics(folder: Path, right: int, loss: float, measured_with: str = "torch 1") -> None:
+    """What `report` writes for artifacts that get the first `right` test rows right."""
+    rows = [{"id": f"f:{row}", "group": row, "messages": []} for row in range(TEST_ROWS)]
+    records = [
+        {"id": row["id"], "execution_accuracy": number < right, "nll": loss}
+        | {"supervised": 1, "top1": 1, "stopped": True}
+        for number, row in enumerate(rows)
+    ]
+    names = ("base", "merged", "Q8_0")
+    found = outcomes.collect(rows, dict.fromkeys(names, records))
+    metrics = {
+        name: {"execution_accuracy": right / TEST_ROWS, "loss": loss, "stop_rate": 1.0, "size_mb": 5.2}
+        for name in names
+    }
+    with contextlib.chdir(folder):
+        outcomes.write(found)
+        checked = gates.check(load_params().evaluate.gates, metrics)
+        summary.write(metrics, loss, checked, "text-to-sql", dict.fromkeys(names, measured_with))
+    write_text(folder / "plots/artifacts.csv", plots.artifacts(metrics, found, "text-to-sql").to_csv(index=False))
+    curve = "".join(f"{step},training,{loss + 1 / step}\n" for step in range(1, 200))
+    write_text(folder / "plots/loss.csv", f"step,split,loss\n{curve}199,validation,9.0\n")

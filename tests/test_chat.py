@@ -4,9 +4,11 @@ import json
 import shutil
 from dataclasses import replace
 
+from qlora.recipe.schema import Model
 from qlora.rows.chat import Chat, Unusable, load_chat
 from qlora.rows.loss_mask import IGNORED, Encoded, encode, truncate
 from qlora.runtime.console import Refusal
+from qlora.source.tokenizer import recorded_template, settled
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -120,6 +122,15 @@ def folder(tmp_path, tiny_model):
     return tmp_path
 
 
+def test_what_a_tokenizer_file_keeps_of_another_training_changes_no_ids(folder, chat):
+    path = folder / "tokenizer.json"
+    spoiled = Tokenizer.from_file(str(path))
+    spoiled.enable_truncation(8)
+    spoiled.enable_padding(length=512)
+    spoiled.save(str(path))
+    assert encode(load_chat(folder), LONG) == encode(chat, LONG)
+
+
 def test_every_stop_token_of_the_generation_config_counts(folder):
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 2]}))
     chat = load_chat(folder)
@@ -141,10 +152,22 @@ def test_a_tokenizer_without_chat_template_is_refused(folder):
         load_chat(folder)
 
 
-def test_a_tokenizer_without_stop_token_is_refused(folder):
+def name_no_stop_token(folder):
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": None}))
-    (folder / "generation_config.json").unlink(missing_ok=True)
+    for name in ("generation_config.json", "config.json"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def test_the_special_token_that_the_template_puts_behind_an_answer_is_a_stop_token(folder):
+    name_no_stop_token(folder)
+    chat = load_chat(folder)
+    assert chat.tokenizer.convert_ids_to_tokens(chat.stops) == ["<|im_end|>"]
+
+
+def test_a_tokenizer_without_stop_token_is_refused(folder):
+    name_no_stop_token(folder)
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}\n{% endfor %}")
     with pytest.raises(Refusal, match=r"generation_config\.json .*eos"):
         load_chat(folder)
 
@@ -167,7 +190,7 @@ def with_template(chat: Chat, template: str) -> Chat:
     ("template", "reason"),
     [
         ("{% for m in messages %}{{ m['content'] }}\n{% endfor %}", "eos"),
-        ("{{ messages | length }}{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}", "its prompt"),
+        ("{% for m in messages %}{{ m['content'] }}{{ '!' if loop.last }}{{ eos_token }}{% endfor %}", "its prompt"),
         ("{{ raise_exception('not today') }}", "not today"),
         ("{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}{% if x", ""),
     ],
@@ -202,3 +225,49 @@ def test_only_the_last_answer_is_learned_where_the_template_rewrites_earlier_one
     )
     encoded = encode(with_template(chat, template), LONG)
     assert chat.tokenizer.decode(supervised(encoded)) == LONG[-1]["content"] + "<|im_end|>"
+
+
+# A base model without a chat template
+
+
+@pytest.mark.parametrize(("has_tokens", "end"), [(True, "<|im_end|>"), (False, "</s>")])
+def test_chatml_ends_answers_with_a_token_that_the_tokenizer_has(folder, tmp_path, has_tokens, end):
+    tokenizer = load_chat(folder).tokenizer
+    if not has_tokens:  # Llama's: a tokenizer that knows no <|im_end|>
+        bpe = Tokenizer(models.BPE())
+        bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        bpe.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        special = ["<unk>", "<s>", "</s>"]
+        bpe.train_from_iterator(["a"], trainers.BpeTrainer(special_tokens=special, initial_alphabet=alphabet))
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path / "base")
+    with pytest.raises(Refusal, match=r"no chat template; .*model\.chat_template"):
+        load_chat(tmp_path / "base")
+    chat, changes = settled(tmp_path / "base", Model(id="./base", chat_template="chatml"))
+    assert changes[0] == "it is model.chat_template"
+    assert chat.render(LONG[:3]) == (
+        f"<|im_start|>system\nBe brief.{end}\n<|im_start|>user\nHow many?{end}\n"
+        f"<|im_start|>assistant\nSELECT COUNT(*) FROM t{end}\n"
+    )
+    answers = [message["content"] for message in LONG if message["role"] == "assistant"]
+    expected = [id_ for answer in answers for id_ in chat.ids(answer + end)]
+    assert supervised(encode(chat, LONG)) == expected
+
+
+def test_a_template_of_ones_own_is_recorded_with_its_text(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{{ eos_token }}{% endfor %}assistant: "
+    (tmp_path / "templates").mkdir()
+    (tmp_path / "templates/mine.jinja").write_text(text)
+    model = Model(id="./base", chat_template="templates/mine.jinja")
+    recorded = model.model_copy(update={"chat_template": recorded_template(model)})
+    assert settled(folder, model)[0].render(SHORT) == settled(folder, recorded)[0].render(SHORT)
+    (tmp_path / "templates/mine.jinja").write_text("Answer.")
+    with pytest.raises(Refusal, match="no Jinja template"):
+        settled(folder, model)
+    (tmp_path / "templates/mine.jinja").unlink()
+    with pytest.raises(Refusal, match=r"cannot read templates/mine\.jinja"):
+        settled(folder, model)
+    assert settled(folder, recorded)[0].render(SHORT).startswith("user: How many?")

@@ -108,7 +108,7 @@ def test_what_is_missing_or_wrong_is_a_sentence_on_the_page(url):
         page.goto(url)
         expect(page.get_by_label("Schema")).to_have_value(re.compile(r"^CREATE TABLE"))  # an example is filled in
         for schema, question, said in (
-            ("CREATE TABLE users (", "How many users are there?", "incomplete input"),
+            ("CREATE TABLE users (", "How many users are there?", "ends within CREATE TABLE"),
             ("CREATE TABLE users (id INT)", " ", "a question"),
             ("", "", "a schema and a question"),
         ):

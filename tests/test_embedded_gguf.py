@@ -64,7 +64,7 @@ def scored_rows(chat, conversations) -> list[Encoded]:
 @pytest.fixture(scope="module")
 def bf16(folder, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("embedded") / "model.gguf"
-    tools.convert(folder, path)
+    tools.convert(folder, path, "tiny")
     return path
 
 

@@ -1,4 +1,4 @@
-"""evaluate: batches answer as single prompts do, scores are the model's own, and metrics are means of both."""
+"""evaluate and judge: batches answer as single prompts do, scores are the model's own, metrics are means of both."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from qlora.runtime.console import Refusal
 from qlora.scoring import transformers_run
 from qlora.scoring.results import Answer, Results, Score, language_metrics, median_after_warm_up, peak_memory
 from qlora.scoring.top_tokens import Top
-from stages import evaluate
+from stages import evaluate, judge
 
 import numpy as np
 import pytest
@@ -129,13 +129,14 @@ def test_one_row_that_the_memory_does_not_hold_is_refused(small_memory, monkeypa
     small_memory(0)
     with pytest.raises(Refusal, match=r"\bbase\b.* \d+ tokens.*CUDA_VISIBLE_DEVICES= dvc repro evaluate@base"):
         evaluate.main()
-    assert not Path("results").exists()
+    assert not list(Path("results").rglob("*.json*"))
 
 
 @pytest.mark.usefixtures("prepared")
 def test_an_artifact_gets_scores_and_a_record_for_each_row(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["evaluate", "--artifact", "base"])
     evaluate.main()
+    judge.main()
     rows = [json.loads(line) for line in Path("data/prepared/test.jsonl").read_text().splitlines()]
     records = [json.loads(line) for line in Path("results/predictions/base.jsonl").read_text().splitlines()]
     scores = json.loads(Path("results/scores/base.json").read_text())
@@ -144,12 +145,16 @@ def test_an_artifact_gets_scores_and_a_record_for_each_row(monkeypatch):
     for record in records:
         assert record.keys() == {
             *("id", "answer", "answer_tokens", "stopped", "nll", "supervised", "top1"),
-            *("execution_accuracy", "execution_accuracy_lenient", "exact_match", "valid_sql", "error"),
+            *("execution_accuracy", "execution_accuracy_lenient", "exact_match", "valid_sql", "error", "unjudged"),
         }
     supervised = sum(record["supervised"] for record in records)
     assert scores["loss"] == pytest.approx(sum(record["nll"] for record in records) / supervised, abs=1e-4)
-    assert scores["execution_accuracy"] == np.mean([record["execution_accuracy"] for record in records])
+    judged = [record["execution_accuracy"] for record in records if record["unjudged"] is None]
+    assert scores["execution_accuracy"] == round(np.mean(judged), 4)
+    assert scores["judged"] == len(judged)
     assert scores["rows"] == len(rows)
+    assert scores["environment"]["packages"].keys() == {"torch", "transformers", "peft", "bitsandbytes"}
+    assert scores["environment"]["instructions"] == torch.backends.cpu.get_cpu_capability()
 
 
 def test_language_metrics_are_means_over_tokens_and_rows():
@@ -172,8 +177,19 @@ def test_language_metrics_are_means_over_tokens_and_rows():
     assert language_metrics(Results(answers, scores, 1, 1, None), 0)["peak_memory_mb"] is None
 
 
+def test_a_perplexity_larger_than_any_number_is_none():
+    def perplexity(loss: float) -> float | None:
+        return language_metrics(Results([Answer([], True)], [Score(2, 2 * loss, 0, NOTHING)], 1, 1, None), 0)[
+            "perplexity"
+        ]
+
+    assert perplexity(709.0) == pytest.approx(math.exp(709.0))
+    assert perplexity(710.0) is None
+
+
 def test_the_first_measurement_warms_up():
     assert median_after_warm_up([9.0, 1.0, 2.0, 4.0]) == 2.0
+    assert median_after_warm_up([9.0]) == 9.0
 
 
 def test_peak_memory_is_that_of_the_process():

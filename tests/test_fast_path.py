@@ -27,9 +27,13 @@ CONFIG = LlamaConfig(
 BACKEND = "aot_eager_decomp_partition"  # partitions the graph as inductor does, without generating code
 
 
-def tiny_model(dropout: float = 0.0):
-    """Two layers in NF4 that compute in 32 bits, so that differences are mistakes and not rounding."""
-    model = nf4_model(copy.deepcopy(CONFIG))
+IN_4_BITS = pytest.mark.parametrize("in_4_bits", [True, False], ids=["nf4", "none"])  # quantization.type
+
+
+def tiny_model(dropout: float = 0.0, in_4_bits: bool = True):
+    """Two layers in NF4 or plain that compute in 32 bits, so that differences are mistakes and not rounding."""
+    torch.manual_seed(0)
+    model = nf4_model(copy.deepcopy(CONFIG)) if in_4_bits else AutoModelForCausalLM.from_config(CONFIG)
     adapter = LoraConfig(r=4, lora_alpha=8, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM")
     torch.manual_seed(0)
     model = get_peft_model(model, adapter).train()
@@ -89,8 +93,9 @@ def test_dequantized_layers_compute_what_4_bit_layers_do():
     assert (logits - expected).norm() <= 5e-3 * expected.norm()  # these weights were bf16 before they were 4 bits
 
 
-def test_loss_and_gradients_are_those_of_plain_layers():
-    model, batch = tiny_model(), pack(30, 7, 20)
+@IN_4_BITS
+def test_loss_and_gradients_are_those_of_plain_layers(in_4_bits):
+    model, batch = tiny_model(in_4_bits=in_4_bits), pack(30, 7, 20)
     plain_loss, plain = gradients(model, batch)
     compiled_layers.speed_up(model, 1, backend=BACKEND)  # one layer of each kind
     fast_loss, fast = gradients(model, batch)
@@ -111,7 +116,8 @@ def test_rows_of_a_pack_do_not_see_each_other():
     torch.testing.assert_close(packed, torch.cat(alone), atol=1e-4, rtol=1e-4)
 
 
-def test_layers_keep_what_the_memory_plan_counts():
+@IN_4_BITS
+def test_layers_keep_what_the_memory_plan_counts(in_4_bits):
     """Elements that a layer keeps for backward; parameters, mask and rotary embeddings are shared and not counted."""
     batch = pack(90, 38)
     tokens = batch["input_ids"].numel()
@@ -119,7 +125,7 @@ def test_layers_keep_what_the_memory_plan_counts():
 
     def kept(recomputed_layers: int) -> int:
         torch._dynamo.reset()
-        model = tiny_model()
+        model = tiny_model(in_4_bits=in_4_bits)
         compiled_layers.speed_up(model, recomputed_layers, backend=BACKEND)
         sizes: dict[int, int] = {}
 

@@ -1,6 +1,7 @@
 """Where the base model comes from: a folder or a hub (on the loopback interface); and what is refused."""
 
 import json
+import re
 import shutil
 
 from qlora.recipe.artifacts import BASE_RECORD
@@ -12,6 +13,7 @@ from qlora.source import base_model
 import pytest
 from conftest import refused
 from fake_hub import COMMIT, fake_hub
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 NAME = "org/tiny"
 NOWHERE = "http://127.0.0.1:9"  # nobody listens on the discard port
@@ -247,7 +249,7 @@ from qlora.raw_rows import sources
 from qlora.recipe.load import load_params
 from qlora.runtime.console import run_stage
 data = load_params().data
-run_stage(lambda: print(*sources.read(data.source, data), sep="\\n"))
+run_stage(lambda: print(*(row for _, row in sources.open_source(data, data).rows), sep="\\n"))
 """
 
 
@@ -278,3 +280,33 @@ def test_a_data_set_that_cannot_be_parsed_is_named(workspace, environment):
         done = workspace.python("-c", READ, **environment(address))
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: data.source: org/rows: JSON")
+
+
+def test_a_tokenizer_that_is_longer_than_the_embeddings_is_named_and_the_advice_works(workspace):
+    tokenizer = AutoTokenizer.from_pretrained(workspace.path / "tiny")
+    tokenizer.add_tokens([f"<extra_{number}>" for number in range(3)])
+    tokenizer.save_pretrained(workspace.path / "tiny")
+    sentence = refused(workspace.run("fetch_base"))
+    assert "beyond config.json's vocab_size" in sentence
+    assert len(sentence) < 300 + len(str(workspace.path))
+    model = AutoModelForCausalLM.from_pretrained(workspace.path / "tiny")
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(workspace.path / "tiny")
+    done = workspace.run("fetch_base")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"train.max_length": 4096}, r"train\.max_length: 4096 .* 2048 positions .* at most 2048"),
+        ({"evaluate.max_new_tokens": 2048}, r"evaluate\.max_new_tokens: 2048 leaves no room .* 2048 positions"),
+    ],
+)
+def test_lengths_beyond_the_model_are_refused_before_training(workspace, changes, named):
+    workspace.set(changes)
+    assert re.match(named, refused(workspace.run("fetch_base")))
+    workspace.set({"train.max_length": 2048, "evaluate.max_new_tokens": 64})
+    assert workspace.run("fetch_base").returncode == 0
+    workspace.set(changes)
+    assert re.match(named, refused(workspace.run("prepare_dataset")))

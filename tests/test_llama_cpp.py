@@ -63,7 +63,7 @@ def merged(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def gguf(merged, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("gguf") / "model.gguf"
-    tools.convert(merged, path)
+    tools.convert(merged, path, "tiny")
     return path
 
 
@@ -121,7 +121,7 @@ def test_tools_without_converter_name_what_brings_it(monkeypatch, tmp_path, merg
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert tools.find().converter is None
     with pytest.raises(Refusal, match=r"run `make llama\.cpp`"):
-        tools.convert(merged, tmp_path / "model.gguf")
+        tools.convert(merged, tmp_path / "model.gguf", "tiny")
 
 
 # Converting and quantizing
@@ -131,14 +131,15 @@ def test_tokenizer_is_checked_before_there_are_weights(merged, tmp_path):
     for path in merged.iterdir():
         if path.suffix != ".safetensors":
             shutil.copy(path, tmp_path)
-    parity.check_before_training(tmp_path)
+    model = Model(id=str(tmp_path))
+    parity.check_before_training(load_chat(tmp_path), tmp_path, model)
     # As a careless export from a GGUF: it tokenizes well in training, but the converter takes it for another kind.
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     tokenizer.backend_tokenizer.model.byte_fallback = True
     tokenizer.backend_tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.ByteLevel()])
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(Refusal, match=f"the tokenizer in {tmp_path}"):
-        parity.check_before_training(tmp_path)
+    with pytest.raises(Refusal, match=f"the tokenizer of {tmp_path}"):
+        parity.check_before_training(load_chat(tmp_path), tmp_path, model)
 
 
 def test_unknown_pre_tokenizer_is_refused(merged, tmp_path):
@@ -152,7 +153,7 @@ def test_unknown_pre_tokenizer_is_refused(merged, tmp_path):
     unknown.chat_template = OTHER_TEMPLATE
     unknown.save_pretrained(tmp_path)
     with pytest.raises(Refusal, match=r"convert_hf_to_gguf\.py .*LLAMA_CPP_DIR"):
-        parity.check_before_training(tmp_path)
+        parity.check_before_training(load_chat(tmp_path), tmp_path, Model(id=str(tmp_path)))
 
 
 def test_read_back(gguf, merged, chat):
@@ -199,6 +200,8 @@ def test_types_that_need_a_matrix_are_refused_by_the_tool_and_before_it(gguf, tm
     with pytest.raises(Refusal, match=r"quantize .*: llama-quantize ended with status (?s:.*)imatrix"):
         tools.quantize(gguf, tmp_path / "model.gguf", type_)
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "models/bf16").mkdir(parents=True)
+    (tmp_path / "models/bf16" / BASE_RECORD).write_text("{}")
     monkeypatch.setattr(sys, "argv", ["quantize_gguf", "--type", type_])
     with pytest.raises(Refusal, match=rf"{type_} .*gguf\.imatrix"):
         quantize_gguf.main()
@@ -239,14 +242,15 @@ def other_chat(merged: Path, **changes) -> Chat:
 
 
 def test_parity(server, chat):
-    texts, conversations = parity.check(server, chat, [CONVERSATION] * 3)
-    assert texts >= 200
-    assert conversations >= 50
+    compared = parity.check(server, chat, [CONVERSATION] * 3)
+    assert compared.texts >= 200
+    assert compared.conversations >= 50
+    assert compared.differing == []
 
 
 def test_parity_finds_another_template(server, merged):
     other = other_chat(merged, chat_template=OTHER_TEMPLATE)
-    with pytest.raises(Refusal, match=r"'\[user\] How many") as refusal:
+    with pytest.raises(Refusal, match=r"the conversation '\[user\] 0") as refusal:
         parity.check(server, other, [CONVERSATION])
     assert re.search(r"training: +\[\d(?s:.*)served: +\[\d", str(refusal.value))
 
@@ -254,7 +258,7 @@ def test_parity_finds_another_template(server, merged):
 def test_parity_finds_another_splitting(server, merged):
     other = other_chat(merged)
     other.tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # digits in runs
-    with pytest.raises(Refusal, match="the text '"):
+    with pytest.raises(Refusal, match=r"does not read the (text|conversation) '"):
         parity.check(server, other, [])
 
 
@@ -336,6 +340,22 @@ def test_scoring_works_with_a_key_that_is_set_for_serving(gguf, monkeypatch):
     monkeypatch.setenv("LLAMA_API_KEY", "a-key")
     with Server(gguf, context=64, slots=1) as server:
         assert server.tokenize("x")
+
+
+def test_the_shells_variables_do_not_change_what_is_scored(gguf, monkeypatch, capfd):
+    """llama.cpp takes each option from a variable, too; a prefix would make the server answer elsewhere."""
+    with Server(gguf, context=256, slots=1) as server:
+        ids = server.tokenize("SELECT name FROM singers WHERE age > 30 ORDER BY age")
+        expected = server.score(ids, range(1, len(ids)), 5)
+    variables = {"LLAMA_ARG_CACHE_TYPE_K": "q4_0", "LLAMA_ARG_API_PREFIX": "/other", "LLAMA_ARG_ROPE_SCALE": "4"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    tools.clean_environment.cache_clear()
+    with Server(gguf, context=256, slots=1) as server:
+        assert server.score(ids, range(1, len(ids)), 5) == expected
+    said = capfd.readouterr().err
+    assert all(name in said for name in variables)
+    tools.clean_environment.cache_clear()
 
 
 def test_a_server_that_dies_is_named(gguf):

@@ -13,6 +13,8 @@ from tools import llama_cpp_build
 
 import pytest
 
+CONVERTERS = (llama_cpp.CONVERTER, llama_cpp.ADAPTER_CONVERTER)
+
 
 @pytest.fixture
 def empty_machine(tmp_path, monkeypatch) -> Path:
@@ -98,7 +100,7 @@ def test_two_set_ups_at_once_build_once(empty_machine, monkeypatch, tmp_path):
         for name in llama_cpp.TOOLS:
             (folder / "bin" / name).touch(mode=0o755)
 
-    names = [f"x-1/vendor/llama.cpp/{name}" for name in (llama_cpp.CONVERTER, "conversion/a", "gguf-py/a", "LICENSE")]
+    names = [f"x-1/vendor/llama.cpp/{name}" for name in (*CONVERTERS, "conversion/a", "gguf-py/a", "LICENSE")]
     archive = sdist(tmp_path / "x.tar.gz", *names)
     monkeypatch.setattr(llama_cpp_build, "download", lambda folder: archive)
     monkeypatch.setattr(llama_cpp_build, "build", build)
@@ -114,8 +116,9 @@ def test_tools_without_converter_get_one(empty_machine, monkeypatch, tmp_path):
     for name in llama_cpp.TOOLS:
         (tmp_path / name).touch(mode=0o755)
     monkeypatch.setenv("LLAMA_CPP_DIR", str(tmp_path))
-    names = [f"x-1/vendor/llama.cpp/{name}" for name in (llama_cpp.CONVERTER, "conversion/a", "gguf-py/a", "LICENSE")]
+    names = [f"x-1/vendor/llama.cpp/{name}" for name in (*CONVERTERS, "conversion/a", "gguf-py/a", "LICENSE")]
     archive = sdist(tmp_path / "x.tar.gz", *names)
     monkeypatch.setattr(llama_cpp_build, "download", lambda folder: archive)
     llama_cpp_build.main()
-    assert llama_cpp.find().converter == llama_cpp.converter_folder() / llama_cpp.CONVERTER
+    found = llama_cpp.find()
+    assert [found.converter, found.adapter_converter] == [llama_cpp.converter_folder() / name for name in CONVERTERS]

@@ -1,12 +1,15 @@
 """merge: its arithmetic, the files that it copies, its checks, and refusals."""
 
+import itertools
 import json
 import shutil
 from collections import namedtuple
 from pathlib import Path
 
 from qlora.merging import checks
-from qlora.merging.update import read_updates, through_4_bits
+from qlora.merging.parameters import Reader
+from qlora.merging.shards import Merger, merge_shard
+from qlora.merging.update import Changes, read_changes, read_updates, through_4_bits
 from qlora.recipe.load import load_params
 from qlora.recipe.schema import Model, Quantization
 from qlora.rows.chat import load_chat
@@ -14,15 +17,15 @@ from qlora.rows.prepared import encode_rows, first
 from qlora.runtime.console import Refusal
 from qlora.runtime.outputs import write_json
 from qlora.source import base_model
-from qlora.weights import loading
+from qlora.weights import loading, quantized
 from qlora.weights.files import tensor_names
-from stages import merge, prepare_dataset
+from stages import merge, prepare_dataset, quantize_load_train
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 
 @pytest.fixture
@@ -44,8 +47,14 @@ def trained(workspace, monkeypatch):
             torch.nn.init.normal_(parameter, std=0.2)
     tuned.save_pretrained("models/adapter")
     write_json(Path("models/adapter/base.json"), record)
-    write_json(Path("models/adapter/quantization.json"), Quantization(compute_dtype="float32").model_dump())
+    quantized.write(Path("models/adapter"), in_4_bits(Path("tiny")))
     return workspace
+
+
+def in_4_bits(folder: Path) -> quantized.Quantized:
+    """What training on the model in `folder` holds in 4 bits."""
+    quantization = Quantization(compute_dtype="float32")
+    return quantized.of_model(loading.load_base(folder, quantization), quantization)
 
 
 def weights(folder: str) -> dict[str, torch.Tensor]:
@@ -82,13 +91,73 @@ def test_dequantized_base_is_what_training_saw(trained):
     torch.testing.assert_close(after[name], seen + 2.0 * update.b @ update.a)
 
 
+MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+CHOICES = [
+    *(list(chosen) for count in range(1, 8) for chosen in itertools.combinations(MODULES, count)),
+    "all-linear",
+    ["layers.0.self_attn.q_proj", "layers.1.mlp.up_proj"],
+]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_merge_is_what_training_saw_whatever_is_adapted(tiny_model, tmp_path, tied):
+    """Logits equal those of 4-bit weights with the adapter, for each choice of modules; head and embeddings stay."""
+    torch.manual_seed(2)
+    config = AutoConfig.from_pretrained(tiny_model, tie_word_embeddings=tied, vocab_size=256)
+    base, adapter, merged = (tmp_path / name for name in ("base", "adapter", "merged"))
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(base)
+    shutil.copytree(base, merged)
+    rounded = in_4_bits(base)
+    assert len(rounded.tensors) == 14
+    ids = torch.arange(48)[None]
+    for modules in CHOICES:
+        config = LoraConfig(r=2, target_modules=modules, task_type="CAUSAL_LM", init_lora_weights=False)
+        tuned = get_peft_model(loading.load_base(base, rounded), config)
+        tuned.save_pretrained(adapter)
+        changes = read_changes(adapter, base, rounded, from_4_bits=True)
+        assert changes.names == sorted(rounded.tensors)
+        with Reader(base) as reader:
+            merger = Merger(reader, changes, torch.float32, "cpu")
+            merge_shard(base / "model.safetensors", merged / "model.safetensors", merger)
+        with torch.inference_mode():
+            found = loading.load_plain(merged, torch.float32)(ids).logits
+            torch.testing.assert_close(found, tuned.eval()(ids).logits, rtol=1e-4, atol=1e-4, msg=str(modules))
+
+
+@pytest.mark.parametrize("width", [32, 64, 96, 576])
+def test_4_bits_cost_a_weight_the_same_whatever_its_width(width):
+    torch.manual_seed(0)
+    weight = torch.randn(64, width)
+    error = (through_4_bits(weight, Quantization(compute_dtype="float32")) - weight).abs().mean()
+    assert error == pytest.approx(0.072, abs=0.006)
+
+
+def test_training_records_what_it_held_in_4_bits(prepared):
+    prepared.set({"lora.target_modules": ["q_proj", "v_proj"], "train.max_steps": 2})
+    quantize_load_train.main()
+    recorded = quantized.read(Path("models/adapter"))
+    assert len(recorded.tensors) == 14
+    assert set(recorded.tensors) > set(read_updates(Path("models/adapter")))
+    merge.main()
+    before, after = weights("tiny"), weights("models/merged")
+    assert {name for name in before if not torch.equal(before[name], after[name])} == set(recorded.tensors)
+    (Path("models/adapter") / quantized.FILE).write_text("{}")
+    shutil.rmtree("models/merged")
+    refused(r"^models/adapter/quantization\.json: .*dvc repro quantize-load-train")
+
+
 def test_a_merge_without_the_adapter_is_refused(trained):
     shutil.copytree("tiny", "models/merged")  # the base model, unchanged
     params = load_params()
     rows = list(encode_rows(first("validation", 8), load_chat(Path("tiny")), params.train.max_length))
-    with pytest.raises(Refusal, match=r" \d\.\d+ .*models/adapter.*merge\.dtype"):
+    with pytest.raises(Refusal, match=r" \d\.\d+ .*likeliest cause: models/adapter .*dvc repro --force quant"):
         checks.check_against_adapter(
-            Path("tiny"), Path("models/merged"), Path("models/adapter"), rows, *trained_settings()
+            Path("tiny"),
+            Path("models/merged"),
+            Path("models/adapter"),
+            rows,
+            torch.bfloat16,
+            quantized.read(Path("models/adapter")),
         )
 
 
@@ -101,9 +170,9 @@ def test_a_large_model_is_checked_by_its_first_layers_and_some_tensors(trained, 
     tensors = load_file(shard)
     tensors[LATE] = weights("tiny")[LATE]  # without its update
     save_file(tensors, shard, {"format": "pt"})
-    updates = read_updates(Path("models/adapter"))
+    changes = trained_changes(from_4_bits=False)
     with pytest.raises(Refusal, match=rf"{LATE} is \d\.\d+ .*merge\.dtype"):
-        checks.check_products(Path("tiny"), Path("models/merged"), updates, *trained_settings())
+        checks.check_products(Path("tiny"), Path("models/merged"), changes)
 
 
 def test_loading_the_first_layers_takes_their_memory_only(tiny_model, monkeypatch):
@@ -119,9 +188,9 @@ def test_loading_the_first_layers_takes_their_memory_only(tiny_model, monkeypatc
 LATE = "model.layers.1.mlp.down_proj.weight"
 
 
-def trained_settings():
-    params = load_params()
-    return params.merge, loading.read_quantization(Path("models/adapter"))
+def trained_changes(from_4_bits: bool) -> Changes:
+    adapter = Path("models/adapter")
+    return read_changes(adapter, Path("tiny"), quantized.read(adapter), from_4_bits)
 
 
 def refused(match: str) -> None:
@@ -164,7 +233,7 @@ def test_folders_with_broken_weights_are_named(trained):
     adapter = Path("models/adapter/adapter_model.safetensors")
     adapter.write_bytes(adapter.read_bytes()[:-100])
     with pytest.raises(Refusal, match=r"^models/adapter: broken.*dvc repro --force quantize-load-train"):
-        loading.load_adapter(loading.load_plain(Path("tiny"), torch.bfloat16), Path("models/adapter"))
+        loading.load_adapter(loading.load_plain(Path("tiny"), torch.bfloat16), Path("models/adapter"), Path("tiny"))
     shutil.rmtree("models/merged")
     refused(r"^models/adapter: .*dvc repro quantize-load-train")
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,8 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
 AFTER_TRAINING = {"quantize-load-train", "merge", "convert-gguf", "quantize-gguf@Q8_0"}
-AFTER_TRAINING |= {"evaluate@merged", "evaluate@Q8_0", "report"}
+AFTER_TRAINING |= {"evaluate@merged", "evaluate@Q8_0", "judge@merged", "judge@Q8_0", "report"}
+JUDGING = {"judge@base", "judge@merged", "judge@Q8_0", "report"}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,7 @@ def pipeline(tmp_path_factory, tiny_model):
     folder = tmp_path_factory.mktemp("pipeline")
     make_repository(folder, tiny_model)
     ran = repro(folder)
-    assert ran == {"fetch-base", "prepare-dataset", "evaluate@base"} | AFTER_TRAINING
+    assert ran == {"fetch-base", "prepare-dataset", "evaluate@base", "judge@base"} | AFTER_TRAINING
     git(folder, "add", ".")
     git(folder, "commit", "-qm", "run")
     return folder
@@ -63,10 +65,15 @@ def test_nothing_reruns_when_nothing_changed(pipeline):
         ("lora.r", 8, AFTER_TRAINING),
         ("quantization.type", "fp4", AFTER_TRAINING),
         ("merge.dtype", "float16", AFTER_TRAINING - {"quantize-load-train"}),
-        ("data.seed", 1, {"prepare-dataset", "evaluate@base"} | AFTER_TRAINING),
-        ("evaluate.max_new_tokens", 9, {"evaluate@base", "evaluate@merged", "evaluate@Q8_0", "report"}),
+        ("data.seed", 1, {"prepare-dataset", "evaluate@base", "judge@base"} | AFTER_TRAINING),
+        ("evaluate.max_new_tokens", 9, {"evaluate@base", "evaluate@merged", "evaluate@Q8_0"} | JUDGING),
+        ("evaluate.metrics", ["exact_match"], JUDGING),
+        ("evaluate.scorer", "scorers/mine.py", JUDGING),
         ("evaluate.gates", {"merged": {"loss": 99.0}}, {"report"}),
         ("gguf.types", ["Q8_0", "Q4_0"], {"quantize-gguf@Q4_0"}),
+        ("gguf.types", ["Q8_0", "fit-4.5bpw"], {"quantize-gguf@fit-4.5bpw"}),
+        ("gguf.sensitivity", True, {"convert-gguf", "quantize-gguf@Q8_0", "evaluate@Q8_0", "judge@Q8_0", "report"}),
+        ("gguf.adapters", ["adapter-gguf"], {"convert-adapter@adapter-gguf"}),
         ("vllm.types", ["W4A16-AWQ"], {"quantize-vllm@W4A16-AWQ"}),
         ("vllm.group_size", 32, set()),  # of no type
     ],
@@ -85,7 +92,9 @@ def test_a_parameter_reaches_only_what_depends_on_it(pipeline, param, value, exp
         ("tools/plan.py", set()),
         ("qlora/__init__.py", set()),
         ("qlora/reporting/model_card.py", {"report"}),
-        ("qlora/gguf/modelfile.py", {"convert-gguf", "quantize-gguf@Q8_0", "evaluate@Q8_0", "report"}),
+        ("qlora/judging/execution.py", JUDGING),
+        ("scorers/README.md", JUDGING),
+        ("qlora/gguf/modelfile.py", {"convert-gguf", "quantize-gguf@Q8_0", "evaluate@Q8_0", "judge@Q8_0", "report"}),
         ("qlora/merging/shards.py", AFTER_TRAINING - {"quantize-load-train"}),
         ("qlora/training/memory.py", AFTER_TRAINING),
     ],
@@ -128,8 +137,8 @@ def restore_run(folder: Path) -> None:
 
 def remove_results(folder: Path, artifact: str) -> None:
     """DVC leaves what no stage makes any more."""
-    for name in (f"predictions/{artifact}.jsonl", f"predictions/{artifact}.npz", f"scores/{artifact}.json"):
-        (folder / "results" / name).unlink()
+    for path in (folder / "results").glob(f"*/{artifact}.*"):
+        path.unlink()
 
 
 def test_an_experiment_reruns_training_and_what_follows_and_the_way_back_runs_nothing(pipeline):
@@ -149,10 +158,53 @@ def test_an_experiment_reruns_training_and_what_follows_and_the_way_back_runs_no
     restore_run(pipeline)
 
 
+def test_an_adapter_is_added_and_trained_further(pipeline):
+    before, first = (pipeline / "results/train/log.csv").read_text(), pipeline / "data/adapters/first"
+    shutil.copytree(pipeline / "models/adapter", first)
+    dvc(pipeline, "add", "-q", "data/adapters/first")
+    set_param(pipeline, "lora.start_from", "data/adapters/first")
+    assert "data/adapters" in dvc(pipeline, "status", "quantize-load-train")
+    assert ran_stages(dvc(pipeline, "repro", "--single-item", "quantize-load-train")) == {"quantize-load-train"}
+    last, anew = (
+        [float(line.split(",")[1]) for line in log.splitlines()[1:]]
+        for log in (before, (pipeline / "results/train/log.csv").read_text())
+    )
+    assert anew[0] < last[0]  # of the same rows
+    git(pipeline, "reset", "-q", "--hard")
+    shutil.rmtree(first)
+    assert repro(pipeline) == set()
+
+
+def test_other_databases_judge_again_and_generate_nothing(pipeline):
+    set_param(pipeline, "evaluate.databases", 3)
+    # prepare-dataset runs the gold queries on them; its rows stay the same.
+    assert repro(pipeline) - {"report"} == {"prepare-dataset"} | JUDGING - {"report"}
+    restore_run(pipeline)
+
+
+def test_a_scorer_and_its_changes_judge_again_and_generate_nothing(pipeline):
+    scorer = pipeline / "scorers/mine.py"
+    scorer.write_text("def score(row, answer):\n    return len(answer) / 100\n")
+    set_param(pipeline, "evaluate.scorer", "scorers/mine.py")
+    assert repro(pipeline) == JUDGING
+    scorer.write_text("def score(row, answer):\n    return len(answer) / 200, 'by its length'\n")
+    assert repro(pipeline) == JUDGING
+    assert json.loads((pipeline / "metrics/summary.json").read_text())["metric"] == "scorer"
+    scorer.unlink()
+    restore_run(pipeline)
+
+
+def test_a_change_of_the_sql_rooms_judges_again_and_generates_nothing(pipeline):
+    with (pipeline / "qlora/sql/comparison.py").open("a") as text:
+        text.write("\n# a remark\n")
+    assert repro(pipeline) - {"report"} == {"prepare-dataset"} | JUDGING - {"report"}
+    restore_run(pipeline)
+
+
 def test_one_more_gguf_type_runs_its_own_stages_only(pipeline):
     set_param(pipeline, "gguf.types", ["Q8_0", "Q4_0"])
     set_param(pipeline, "evaluate.artifacts", ["base", "merged", "Q8_0", "Q4_0"])
-    assert repro(pipeline) == {"quantize-gguf@Q4_0", "evaluate@Q4_0", "report"}
+    assert repro(pipeline) == {"quantize-gguf@Q4_0", "evaluate@Q4_0", "judge@Q4_0", "report"}
     remove_results(pipeline, "Q4_0")
     restore_run(pipeline)
 
@@ -161,7 +213,7 @@ def test_one_more_gguf_type_runs_its_own_stages_only(pipeline):
 def test_a_vllm_type_depends_on_the_merged_model_and_its_own_parameters_only(pipeline):
     set_param(pipeline, "vllm.types", ["W4A16-GPTQ"])
     set_param(pipeline, "evaluate.artifacts", ["base", "merged", "Q8_0", "W4A16-GPTQ"])
-    own = {"quantize-vllm@W4A16-GPTQ", "evaluate@W4A16-GPTQ", "report"}
+    own = {"quantize-vllm@W4A16-GPTQ", "evaluate@W4A16-GPTQ", "judge@W4A16-GPTQ", "report"}
     assert repro(pipeline) == own
     assert re.search(r"\| merged → W4A16-GPTQ +\|", (pipeline / "results/report.md").read_text())
     assert "vllm serve served/W4A16-GPTQ" in (pipeline / "results/model_card.md").read_text()
@@ -170,7 +222,7 @@ def test_a_vllm_type_depends_on_the_merged_model_and_its_own_parameters_only(pip
     for param, value, expected in (
         ("vllm.group_size", 32, own),
         ("merge.dtype", "float16", own | AFTER_TRAINING - {"quantize-load-train"}),
-        ("gguf.imatrix", True, {"convert-gguf", "quantize-gguf@Q8_0", "evaluate@Q8_0", "report"}),
+        ("gguf.imatrix", True, {"convert-gguf", "quantize-gguf@Q8_0", "evaluate@Q8_0", "judge@Q8_0", "report"}),
     ):
         set_param(pipeline, param, value)
         assert would_run(pipeline) == expected

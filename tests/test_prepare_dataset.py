@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from qlora.raw_rows.index import Rejections
 from qlora.recipe.load import load_params
 from qlora.recipe.schema import Model
 from qlora.rows.chat import load_chat
@@ -202,6 +203,68 @@ def test_training_gives_way_to_a_file_of_test_rows(prepare):
     assert len(prepared.splits["train"]) + len(prepared.splits["validation"]) == 16
 
 
+# Several sources
+
+
+def write_source(name: str, rows: list[dict]) -> str:
+    path = Path("data/raw") / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "changes", "expected"),
+    [
+        ({}, {}, {}, None),
+        ({"rows": 10}, {}, {}, {"a.jsonl": 10}),
+        ({"rows": 10}, {"rows": 1000}, {}, {"a.jsonl": 10}),
+        ({"weight": 1}, {"weight": 3.0}, {}, (1, 3)),
+        ({"weight": 3}, {"weight": 1}, {}, (3, 1)),
+        ({"weight": 1, "rows": 5}, {"weight": 2}, {}, {"a.jsonl": 5, "b.jsonl": 10}),
+        ({"weight": 1}, {"weight": 3}, {"data.train_rows": 20}, {"a.jsonl": 5, "b.jsonl": 15}),
+    ],
+)
+def test_sources_are_mixed_by_count_or_share(prepare, first, second, changes, expected):
+    rows = sql_rows(80)
+    names = {"question": "q", "context": "ddl", "answer": "sql", "schema": "schema"}
+    renamed = [{names[name]: value for name, value in row.items()} for row in rows]
+    columns = {"question": "q", "context": "ddl", "answer": "sql", "group": "schema"}
+    sources = [
+        {"source": write_source("a.jsonl", rows[:40])} | first,
+        {"source": write_source("b.jsonl", renamed[40:]), "columns": columns} | second,
+    ]
+    prepared = prepare(changes={"data.source": None, "data.sources": sources} | changes)
+    ids = [row["id"] for row in [*prepared.rows, *prepared.rejected]]
+    assert sorted(ids) == sorted(f"{name}:{n}" for name in ("a.jsonl", "b.jsonl") for n in range(1, 41))
+    found = Counter(row["id"].split(":")[0] for row in prepared.splits["train"])
+    reported = {Path(name).name: source["rows"]["train"] for name, source in prepared.report["sources"].items()}
+    assert reported == found
+    if expected is None:
+        assert prepared.rejected == []
+        return
+    assert set(prepared.reasons) == {"beyond the rows or the weight of its source"}
+    if isinstance(expected, dict):
+        assert found | expected == found
+    else:
+        assert found["a.jsonl"] * expected[1] == pytest.approx(found["b.jsonl"] * expected[0], abs=max(expected))
+
+
+def test_a_duplicate_in_a_later_source_is_dropped_and_test_rows_stay_apart(prepare):
+    rows = sql_rows(groups=10, per_group=4)
+    sources = [
+        {"source": write_source("a.jsonl", rows[:20])},
+        {"source": write_source("b.jsonl", [*rows[15:], rows[0]])},
+    ]
+    write_source("c.jsonl", [rows[0], rows[1]])
+    changes = {"data.source": None, "data.sources": sources, "data.test_source": "data/raw/c.jsonl"}
+    prepared = prepare(changes=changes)
+    assert {row["id"] for row in prepared.splits["test"]} == {"c.jsonl:1", "c.jsonl:2"}
+    duplicates = [row["id"] for row in prepared.rejected if row["reason"] == "duplicate"]
+    assert {"a.jsonl:1", "a.jsonl:2", "b.jsonl:26"} <= set(duplicates)
+    assert not {"g0", "g1"} & {row["group"] for split in ("train", "validation") for row in prepared.splits[split]}
+    assert prepared.report["sources"]["data/raw/c.jsonl"]["rows"]["test"] == 2
+
+
 # Rows that cannot be used
 
 
@@ -215,12 +278,49 @@ def test_each_bad_row_is_dropped_with_its_reason(prepare):
         "'schema' is missing": good | {"schema": None, "question": "Who?"},
         "longer than train.max_length": good | {"question": "word " * 400},
         "a character is cut in half (an unpaired surrogate)": good | {"question": "\ud83d"},
+        "a NUL character": good | {"question": "a\0b"},
     }
     prepared = prepare([*rows, *bad.values()])
     assert {row["reason"]: row["id"] for row in prepared.rejected} == {
         reason: f"text2sql.jsonl:{n}" for n, reason in enumerate(bad, 11)
     }
     assert len(prepared.rows) == 10
+
+
+def test_what_no_score_can_judge_is_counted_with_reasons_before_training(prepare, capfd):
+    rows = sql_rows(60)
+    for number, row in enumerate(rows):
+        row["context"] = f"CREATE TABLE t{number} (x INT, name TEXT)"
+        where = ("x > 3", "1 = 0", "y > 3")[number % 3]
+        row["answer"] = f"SELECT name FROM t{number} WHERE {where}"
+    gold = prepare(rows).report["gold"]
+    counts = {reason: found["rows"] for reason, found in gold["unjudged"].items()}
+    assert set(counts) == {"the result is empty on every database", "the gold query fails: unknown_column"}
+    assert 0 < sum(counts.values()) < gold["rows"]
+    example = gold["unjudged"]["the gold query fails: unknown_column"]["example"]
+    assert example.startswith("text2sql.jsonl:")
+    assert example in capfd.readouterr().out
+
+
+def test_reasons_stay_few_and_short_whatever_the_rows_hold(prepare):
+    rows = [
+        {"messages": [{"from": "narrator", "value": f"{n} " * 500}, {"from": "gpt", "value": "Yes."}]}
+        for n in range(60)
+    ]
+    with pytest.raises(Refusal, match=r"60 a message needs role .*\(first: text2sql\.jsonl:1\)") as refusal:
+        prepare(rows, {"data.task": "chat", "data.columns": {"messages": "messages"}})
+    assert len(str(refusal.value)) < 300
+
+
+def test_what_a_template_says_of_a_row_is_one_kind_among_few(tmp_path):
+    with (tmp_path / "rejected.jsonl").open("w") as file:
+        rejected = Rejections(file)
+        for n in range(1000):
+            rejected.add(f"rows:{n}", f"{n} " * 500)
+    assert len(rejected.reasons) <= 51
+    assert max(map(len, rejected.reasons)) <= 200
+    assert (tmp_path / "rejected.jsonl").stat().st_size < 1000 * 400
+    assert len(rejected.most_common(2)) < 600
 
 
 def test_an_overlong_row_can_be_truncated(prepare):
@@ -244,7 +344,7 @@ def test_an_overlong_row_can_be_truncated(prepare):
 @pytest.mark.parametrize(
     ("rows", "changes", "named"),
     [
-        (sql_rows(4), {"train.max_length": 16}, r"4 rows: longer than train\.max_length"),
+        (sql_rows(4), {"train.max_length": 16}, r"4 longer than train\.max_length \(first: text2sql\.jsonl:1\)"),
         (sql_rows(4), {"data.validation_fraction": 0.01}, r"for validation: 4 groups .*data\.validation_fraction"),
         (sql_rows(1, 9), {}, r"for validation and test: 1 groups .*data\.columns\.group"),
         ([], {}, r"text2sql\.jsonl: .*empty"),
@@ -271,7 +371,7 @@ def test_a_refusal_leaves_what_was_there(prepare):
 def test_rows_are_taken_from_the_start_or_evenly(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     PREPARED.mkdir(parents=True)
-    split_file("train").write_text("".join(f'{{"n": {n}}}\n' for n in range(10)))
+    split_file("train").write_text("".join(f'{{"n": {n}, "messages": []}}\n' for n in range(10)))
     assert [row["n"] for row in evenly("train", 4)] == [0, 2, 5, 7]
     assert [row["n"] for row in first("train", 4)] == [0, 1, 2, 3]
     assert evenly("train", 99) == first("train", 99) == read("train")

@@ -20,7 +20,7 @@ def cells(line: str) -> list[str]:
 
 def test_the_table_has_a_column_for_each_measure_that_all_artifacts_have():
     metrics = {"base": METRICS_OF_ALL | {"execution_accuracy": 0.0}, "Q8_0": METRICS_OF_ALL}
-    head, rule, base, _ = metric_table(metrics, sections.QUALITY + sections.COST).splitlines()
+    head, rule, base, _ = metric_table(metrics, ("execution_accuracy", *sections.LANGUAGE, *sections.COST)).splitlines()
     assert cells(head) == ["artifact", "loss", "stops", "MB", "tokens/s"]
     assert cells(base) == ["base", "0.123", "100.0%", "269", "1,235"]
     assert len(rule) == len(head)
@@ -62,6 +62,26 @@ def test_the_most_telling_answers_are_those_that_artifacts_disagree_on():
     assert sections.telling(chat) == [1, 2, 0]
 
 
+def test_rows_that_no_score_can_judge_are_counted_with_an_example():
+    rows = [{"id": f"rows.jsonl:{number}", "answer": f"SELECT {number}"} for number in range(4)]
+    reasons = [None, "empty", "empty", "tied"]
+    lines = sections.unjudged_section(rows, {"base": [{"unjudged": reason} for reason in reasons]})
+    assert "3 of 4" in lines[2]
+    assert lines[4:6] == ["- 2: empty: rows.jsonl:1: SELECT 1", "- 1: tied: rows.jsonl:3: SELECT 3"]
+    assert sections.unjudged_section(rows, {"base": [{"unjudged": None}] * 4}) == []
+    assert sections.unjudged_section([{"id": "chat:1"}], {"base": [{}]}) == []
+
+
+def test_the_gate_table_has_notes_only_where_there_are_any():
+    noted = gates.check({"base": {"valid_sql": 0.5}}, {"base": {}})
+    plain = gates.check({"base": {"loss": 0.5}}, {"base": {"loss": 0.1}})
+    assert cells(sections.gate_table(noted).splitlines()[2])[-1].startswith("not measured")
+    assert "note" not in sections.gate_table(plain)
+    assert (
+        report.gate_in_words(noted[0]) == "base.valid_sql is not measured: name it in evaluate.metrics, must be >= 0.5"
+    )
+
+
 def test_answers_are_counted_by_how_they_ended():
     wrong = answers("01?0")
     wrong[3]["error"] = "no_such_column"
@@ -77,11 +97,11 @@ def test_the_summary_holds_no_number_that_depends_on_the_machine(tmp_path, monke
     monkeypatch.chdir(tmp_path)
     metrics = {"base": METRICS_OF_ALL | {"next_token_accuracy": 0.51234567}}
     checked = gates.check({"base": {"loss": 0.1, "tokens_per_second": 2000.0, "stop_rate": 0.9}}, metrics)
-    summary.write(metrics, 0.45678, checked, "chat")
+    summary.write(metrics, 0.45678, checked, "chat", {"base": "torch 1"})
     written = json.loads(summary.PATH.read_text())
     values = {gate["gate"]: (gate["holds"], gate["value"]) for gate in written.pop("gates")}
     assert values == {
-        "base.loss": (False, 0.1235),
+        "base.loss": (False, 0.12345),
         "base.tokens_per_second": (False, None),
         "base.stop_rate": (True, 1.0),
     }
@@ -92,6 +112,7 @@ def test_the_summary_holds_no_number_that_depends_on_the_machine(tmp_path, monke
         "size_mb": {"base": 269.06},
         "validation_loss": 0.457,
         "gates_broken": 2,
+        "measured_with": {"base": "torch 1"},
     }
     assert summary.broken_gates(summary.read()) == ["base.loss", "base.tokens_per_second"]
     assert not any(METRICS[name].machine_dependent for name in ("next_token_accuracy", "loss", "size_mb"))
@@ -99,5 +120,5 @@ def test_the_summary_holds_no_number_that_depends_on_the_machine(tmp_path, monke
 
 def test_a_missing_metric_names_what_makes_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(Refusal, match=r"results/scores/Q8_0\.json .*`dvc repro evaluate@Q8_0`"):
+    with pytest.raises(Refusal, match=r"results/scores/Q8_0\.json .*`dvc repro judge@Q8_0`"):
         report.read_scores("Q8_0")

@@ -15,8 +15,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from qlora.llama_cpp import server as llama_server
 from qlora.llama_cpp import tools as llama_cpp
 from qlora.raw_rows.conversations import conversation
+from qlora.raw_rows.layouts import Layout
 from qlora.recipe.artifacts import BASE_RECORD
 from qlora.recipe.load import load_params
 from qlora.recipe.schema import EMBEDDED, Model
@@ -176,15 +178,16 @@ def test_served_answers_are_those_that_evaluate_scored_to_the_row(tiny_model, tm
     Workspace(tmp_path).set({"evaluate.max_new_tokens": 8})
     record = {"id": str(tiny_model), "revision": None, "files": {}}
     write_json(Path("models/bf16") / BASE_RECORD, record)
-    llama_cpp.convert(tiny_model, Path("models/bf16/model.gguf"))
+    llama_cpp.convert(tiny_model, Path("models/bf16/model.gguf"), "tiny")
     data = load_params().data
     with (ROOT / "data/raw/text2sql.jsonl").open() as lines:
         raw = [json.loads(next(lines)) for _ in range(8)]
-    test_rows = [row | {"id": str(at), "messages": conversation(row, data)} for at, row in enumerate(raw)]
+    layout = Layout("text-to-sql", {part: part for part in ("question", "context", "answer")})
+    test_rows = [row | {"id": str(at), "messages": conversation(row, layout, data)} for at, row in enumerate(raw)]
     Path("data/prepared").mkdir(parents=True)
     Path("data/prepared/test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in test_rows))
     run(monkeypatch, evaluate, "--artifact", "bf16")
-    predictions = Path("results/predictions/bf16.jsonl").read_text().splitlines()
+    predictions = Path("results/answers/bf16.jsonl").read_text().splitlines()
     with serving_process(Workspace(tmp_path)) as (url, _):
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
         for row, prediction in zip(test_rows, map(json.loads, predictions), strict=True):
@@ -226,6 +229,25 @@ def test_it_ends_with_its_server_and_starts_again(place, sent):
         with serving_process(place, "--port", port) as (again, _):
             assert again == url
             assert get(f"{url}/health")[0] == 200
+
+
+IPV6_ALONE = "ip link set lo up && ip addr del 127.0.0.1/8 dev lo"
+CAN_BE = subprocess.run(["unshare", "-rn", "sh", "-c", IPV6_ALONE], capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not CAN_BE, reason="this machine does not let a user make a network of its own")
+def test_a_loopback_of_ipv6_alone_and_a_proxy_do_not_matter(place):
+    ask = f"{sys.executable} -m tools.ask 'How many?' --artifact bf16 --max-tokens 4 --schema -"
+    command = ["unshare", "-rn", "sh", "-c", f"{IPV6_ALONE} && echo 'CREATE TABLE t (n INT)' | {ask}"]
+    proxies = dict.fromkeys(("http_proxy", "HTTP_PROXY", "ALL_PROXY"), "http://127.0.0.1:9")
+    done = subprocess.run(command, cwd=place.path, env=os.environ | proxies, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_an_address_that_this_machine_lacks_is_named():
+    with pytest.raises(Refusal, match=r"on 192\.0\.2\.1.*choose another --host"):
+        llama_server.free_port("192.0.2.1", 0)
 
 
 def test_what_cannot_be_served_is_refused(place, monkeypatch):

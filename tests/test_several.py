@@ -78,8 +78,9 @@ def assert_as_one_process(workspace) -> None:
 
 
 def test_two_processes_make_the_adapter_of_one(prepared):
-    prepared.set({"train.devices": 2})
+    prepared.set({"train.devices": 2, "train.keep": "best"})  # which is the last of these few steps
     done = prepared.run("quantize_load_train")
+    prepared.set({"train.keep": "last"})
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("2 x CPU") == 1  # rank 0 alone prints the plan
     assert_as_one_process(prepared)
@@ -146,29 +147,29 @@ def test_two_processes_share_the_rows_and_answer_as_one_does(prepared):
         done = prepared.run("evaluate", "--artifact", "adapter", "--processes", processes)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("evaluate@adapter") == 1
-        predictions = prepared.path / "results/predictions/adapter"
+        predictions = prepared.path / "results/answers/adapter"
         rows = [json.loads(line) for line in predictions.with_suffix(".jsonl").read_text().splitlines()]
         nll = [row.pop("nll") for row in rows]
         answers.append((rows, np.load(predictions.with_suffix(".npz"))))
-        measures.append(json.loads((prepared.path / "results/scores/adapter.json").read_text()) | {"nll": nll})
+        measures.append(json.loads((prepared.path / "results/answers/adapter.json").read_text()) | {"nll": nll})
     (one, top), (two, top_of_two) = answers
     assert two == one
     for name in top:
         np.testing.assert_allclose(top_of_two[name], top[name], atol=1e-3)
     assert measures[1]["nll"] == pytest.approx(measures[0]["nll"], abs=2e-4)
     assert measures[1].keys() == measures[0].keys()
-    for name in ("loss", "rows", "answer_tokens", "execution_accuracy", "size_mb"):
+    for name in ("loss", "rows", "answer_tokens", "stop_rate", "size_mb"):
         assert measures[1][name] == pytest.approx(measures[0][name], abs=2e-4)
 
 
 def test_a_refusal_in_every_evaluating_process_is_printed_once(prepared):
     shutil.copytree(prepared.path / "models/one", prepared.path / "models/adapter", dirs_exist_ok=True)
     (prepared.path / "models/adapter/adapter_model.safetensors").write_bytes(b"broken")
-    (prepared.path / "results/scores/adapter.json").unlink(missing_ok=True)
+    (prepared.path / "results/answers/adapter.json").unlink(missing_ok=True)
     done = prepared.run("evaluate", "--artifact", "adapter", "--processes", "2")
     assert refused(done).startswith("models/adapter: ")
     assert done.stderr.count("error: ") == 1
-    assert not (prepared.path / "results/scores/adapter.json").exists()
+    assert not (prepared.path / "results/answers/adapter.json").exists()
 
 
 def test_when_one_process_runs_out_of_memory_all_start_again_with_less(workspace):

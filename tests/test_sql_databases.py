@@ -4,9 +4,10 @@ import sys
 from random import Random
 
 from qlora.sql.comparison import same_results
-from qlora.sql.constraints import compare, read_constraints
+from qlora.sql.constraints import read_constraints
 from qlora.sql.databases import Generator
 from qlora.sql.judge import Judge
+from qlora.sql.literals import compare
 from qlora.sql.queries import normal_form, parse, plain_strings, without_distinct
 from qlora.sql.sandbox import Result
 from qlora.sql.schema import SchemaError, read_schema
@@ -189,4 +190,4 @@ def test_strings_in_double_quotes():
 
 def test_distinct_is_taken_out():
     sql = "SELECT DISTINCT name, count(DISTINCT budget) FROM dept GROUP BY name"
-    assert without_distinct(sql, parse(sql)) == "SELECT name, COUNT(budget) FROM dept GROUP BY name"
+    assert without_distinct(parse(sql)).sql("sqlite") == "SELECT name, COUNT(budget) FROM dept GROUP BY name"

@@ -125,7 +125,8 @@ def test_gold_status_does_not_depend_on_the_prediction():
     ],
 )
 def test_undetermined_gold_queries(gold, status):
-    assert judge(gold, gold) == Verdict(status is None, status is None, True, True, None, status)
+    reason = status and "LIMIT without ORDER BY"
+    assert judge(gold, gold) == Verdict(status is None, status is None, True, True, None, status, reason)
 
 
 def test_tied_rows_may_come_in_any_order():
@@ -198,8 +199,8 @@ def test_totals():
         Verdict(True, True, True, True, None),
         Verdict(False, True, False, True, None),
         Verdict(False, False, False, False, "syntax"),
-        Verdict(False, False, False, False, "syntax", "undetermined"),
-        Verdict(False, False, True, True, None, "invalid"),
+        Verdict(False, False, False, False, "syntax", "undetermined", "it is empty"),
+        Verdict(False, False, True, True, None, "invalid", "it fails"),
     ]
     assert totals(verdicts) == {
         "n": 5,
@@ -210,6 +211,7 @@ def test_totals():
         "valid": 0.6,
         "undetermined": 1,
         "gold_invalid": 1,
+        "reasons": {"it is empty": 1, "it fails": 1},
         "errors": {"syntax": 2},
     }
     assert totals([])["strict"] is None
@@ -276,6 +278,16 @@ def test_command(files):
     assert re.search(r"strict +50\.0 % .*\b4\b", done.stdout)
 
 
+def test_command_counts_a_missing_prediction_as_wrong(files):
+    lines = files[3].read_text().split("\n")
+    files[3].write_text("\n".join(['{"prediction": null}', *lines[1:]]))
+    done = run_command(*files)
+    assert done.returncode == 0, done.stderr
+    scores = json.loads(files[-1].read_text())
+    assert [row["strict"] for row in scores["rows"]] == [False, True, False, False]
+    assert scores["rows"][0]["error"] == "empty"
+
+
 @pytest.mark.parametrize(
     ("argument", "text", "says"),
     [
@@ -283,7 +295,7 @@ def test_command(files):
         (1, "", r"rows\.jsonl .*empty"),
         (3, '{"prediction": "SELECT 1"}\n{"prediction"\n', r"predictions\.jsonl, line 2.*JSON"),
         (3, '["SELECT 1"]\n', r"predictions\.jsonl, line 1.*list"),
-        (3, '{"prediction": null}\n', r'predictions\.jsonl, line 1.*"prediction"'),
+        (3, '{"prediction": 7}\n', r'predictions\.jsonl, line 1.*"prediction"'),
         (1, '{"question": "?", "context": "x"}\n', r'rows\.jsonl, line 1.*"answer"'),
         (3, '{"prediction": "SELECT 1"}\n', r"rows\.jsonl .*\b4 .*predictions\.jsonl .*\b1 "),
     ],

@@ -128,8 +128,34 @@ def test_chats_have_no_execution_accuracy(tmp_path):
     ]
 
 
+def test_verdicts_of_many_kinds_survive_git(tmp_path):
+    """F1 by fields, a share, and labels, of rows of which the last is not judged; b is better than a."""
+    fields = {"a": [(0.5, 4), (1, 2), (None, None)], "b": [(1, 4), (0.5, 4), (None, None)]}
+    answered = {"a": [0, 0, -1], "b": [0, 1, 0]}
+    predictions = {
+        name: [
+            record(row, True, 0.5)
+            | ({} if weight is None else {"json_fields_weight": weight})
+            | {"json_fields": value, "rouge_l": 0.123456789, "label": row % 2, "label_answered": answered[name][row]}
+            for row, (value, weight) in enumerate(fields[name])
+        ]
+        for name in fields
+    }
+    found = outcomes.collect(ROWS[:3], predictions)
+    outcomes.write(found, tmp_path / "rows.csv")
+    for one in (found, outcomes.parse((tmp_path / "rows.csv").read_text())):
+        assert one.interval("a", "json_fields").value == pytest.approx((0.5 * 4 + 1 * 2) / 6)
+        assert one.difference("a", "b", "json_fields").value == pytest.approx(6 / 8 - 4 / 6)
+        assert one.interval("a", "rouge_l").value == pytest.approx(0.123457, abs=1e-6)
+        # Labels 0, 1, 0: a answers 0, 0 and none; b answers 0, 1, 0.
+        assert one.interval("a", "macro_f1").value == pytest.approx((2 * 1 / (2 + 2) + 0) / 2)
+        assert one.difference("a", "b", "macro_f1").value == pytest.approx(0.75)
+    differences = {(one.artifact, one.metric) for one in compare.differences(found, found)}
+    assert {("a", "json_fields"), ("b", "macro_f1"), ("b", "rouge_l")} <= differences
+
+
 def test_predictions_of_other_rows_are_refused():
-    with pytest.raises(Refusal, match=r"results/predictions/base\.jsonl .*`dvc repro evaluate@base`"):
+    with pytest.raises(Refusal, match=r"results/predictions/base\.jsonl .*`dvc repro judge@base`"):
         outcomes.collect(ROWS, {"base": [record(row, True, 0.5) for row in range(5)]})
 
 
@@ -169,3 +195,18 @@ def test_gates_hold_at_their_limit_and_break_beyond_it():
     assert [gate.sign for gate in checked] == ["<=", "<=", ">=", "<=", ">="]
     assert checked[1].margin == pytest.approx(-0.01)
     assert math.isnan(checked[4].margin)  # never measured
+    assert [gate.note for gate in checked] == ["", "", "", "", "not measured: name it in evaluate.metrics"]
+
+
+def test_a_gate_on_an_accuracy_of_few_or_no_judged_rows_says_so():
+    limits = {name: {"execution_accuracy": 0.1, "stop_rate": 0.1} for name in ("base", "merged", "Q8_0")}
+    metrics = {
+        "base": {"execution_accuracy": None, "stop_rate": 1.0, "judged": 0, "rows": 50},
+        "merged": {"execution_accuracy": 0.5, "stop_rate": 1.0, "judged": 12, "rows": 50},
+        "Q8_0": {"execution_accuracy": 0.5, "stop_rate": 1.0, "judged": 30, "rows": 50},
+    }
+    checked = gates.check(limits, metrics)
+    assert [gate.holds for gate in checked] == [False, True, True, True, True, True]
+    assert [bool(gate.note) for gate in checked] == [True, False, True, False, False, False]
+    assert "none of the 50" in checked[0].note
+    assert "12 judged rows" in checked[2].note

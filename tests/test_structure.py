@@ -67,12 +67,12 @@ def test_every_module_of_the_library_is_in_a_room_and_in_use():
     assert modules == {path for path in used if path.parts[0] == "qlora"}
 
 
-def test_the_stages_are_nine_short_scripts():
+def test_the_stages_are_twelve_short_scripts():
     assert sorted(SCRIPTS.values()) == [path for path in PYTHON_FILES if path.parts[0] == "stages"]
     assert {path.name for path in (ROOT / "stages").iterdir()} - {"__pycache__"} == {
         path.name for path in SCRIPTS.values()
     }
-    assert len(SCRIPTS) == 9
+    assert len(SCRIPTS) == 12
     assert {str(path): length for path in SCRIPTS.values() if (length := lines(path)) > 200} == {}
 
 

@@ -76,7 +76,7 @@ def test_a_sweep_runs_each_stage_once_names_what_fails_and_resumes_after_a_stop(
     """Three layer choices, one of which fails, by two answer lengths: three trainings for six experiments."""
     folder = tmp_path / "sweep"
     make_repository(folder, tiny_model)
-    keep_stages(folder, "fetch-base", "prepare-dataset", "quantize-load-train", "evaluate", "report")
+    keep_stages(folder, "fetch-base", "prepare-dataset", "quantize-load-train", "evaluate", "judge", "report")
     for name, value in {"artifacts": ["base", "adapter"], "max_new_tokens": 4, "gates": {}}.items():
         set_param(folder, f"evaluate.{name}", value)
     set_param(folder, "train.max_steps", 2)

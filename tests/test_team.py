@@ -1,6 +1,5 @@
 """What a team does: a report for each pull request, one run at a time in a checkout, a model that all share."""
 
-import contextlib
 import hashlib
 import json
 import re
@@ -14,8 +13,7 @@ from pathlib import Path
 
 from qlora.recipe.load import load_params
 from qlora.recipe.schema import Model
-from qlora.reporting import gates, model_card, outcomes, summary
-from qlora.runtime.outputs import write_text
+from qlora.reporting import model_card
 from qlora.source import base_model
 
 import pytest
@@ -31,11 +29,9 @@ from repository import (
     python,
     set_param,
     stage_runs,
+    write_metrics,
 )
 from ruamel.yaml import YAML
-
-TEST_ROWS = 40
-
 
 # Reports and one run at a time
 
@@ -55,24 +51,6 @@ def small(tmp_path_factory, tiny_model):
     return folder
 
 
-def write_metrics(folder: Path, right: int, loss: float) -> None:
-    """What `report` writes for artifacts that get the first `right` test rows right."""
-    rows = [{"id": f"f:{row}", "group": row, "messages": []} for row in range(TEST_ROWS)]
-    records = [
-        {"id": row["id"], "execution_accuracy": number < right, "nll": loss}
-        | {"supervised": 1, "top1": 1, "stopped": True}
-        for number, row in enumerate(rows)
-    ]
-    names = ("base", "merged", "Q8_0")
-    metrics = {name: {"execution_accuracy": right / TEST_ROWS, "loss": loss, "size_mb": 5.2} for name in names}
-    with contextlib.chdir(folder):
-        outcomes.write(outcomes.collect(rows, dict.fromkeys(names, records)))
-        checked = gates.check(load_params().evaluate.gates, metrics)
-        summary.write(metrics, loss, checked, "text-to-sql")
-    curve = "".join(f"{step},training,{loss + 1 / step}\n" for step in range(1, 200))
-    write_text(folder / "plots/loss.csv", f"step,split,loss\n{curve}199,validation,9.0\n")
-
-
 @pytest.fixture
 def branch(small):
     """`small` on a branch of its own; back on main afterwards."""
@@ -90,7 +68,7 @@ def report(folder: Path) -> tuple[subprocess.CompletedProcess, str]:
 
 
 def test_a_report_shows_what_a_branch_changes(branch):
-    write_metrics(branch, right=30, loss=0.3)
+    write_metrics(branch, right=30, loss=0.3, measured_with="torch 2")
     done, page = report(branch)
     assert done.returncode == 0, done.stderr
     assert "dvc.lock: current" in page
@@ -103,6 +81,7 @@ def test_a_report_shows_what_a_branch_changes(branch):
     assert "```mermaid" in page
     assert page.count("    line [") == 2
     assert "0.400 → 0.300" in page
+    assert "- base, merged, Q8_0 measured with something else: before torch 1; after torch 2" in page
 
 
 def test_a_report_fails_on_a_stale_lock_and_a_broken_gate_and_names_them(branch):

@@ -1,11 +1,17 @@
-"""What tests of training share: trl's settings for a few steps, random rows, and random models in NF4."""
+"""What tests of training share: trl's settings for a few steps, random rows, random models in NF4, and the check that
+compiled layers compute what plain ones do."""
 
 import random
+from pathlib import Path
 
+from qlora.kernels import compiled_layers
+from qlora.recipe.schema import Quantization
 from qlora.rows.loss_mask import IGNORED, Encoded
+from qlora.weights import loading
 
 import torch
 from bitsandbytes.nn import Linear4bit, Params4bit
+from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import (
@@ -102,3 +108,26 @@ def nf4_model(config: PreTrainedConfig) -> PreTrainedModel:
                 parameter.data = parameter.data.float()
     model.is_loaded_in_4bit = True  # PEFT asks for it
     return model
+
+
+def check_compiled_layers(folder: Path, ids: torch.Tensor, recomputed_layers: int) -> None:
+    """Assert that compiled layers of the model in `folder` give the loss and the gradients of plain ones.
+
+    Args:
+        folder: The model.
+        ids: A pack of two rows, of shape (1, 96).
+        recomputed_layers: Compiled layers with activation checkpointing.
+    """
+    positions = torch.cat([torch.arange(40), torch.arange(56)])[None]
+    results = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+        model = get_peft_model(loading.load_base(folder, Quantization(compute_dtype="float32")), lora)
+        if compiled:
+            compiled_layers.speed_up(model, recomputed_layers=recomputed_layers, backend="eager")
+        loss = model.train()(input_ids=ids, position_ids=positions, labels=ids, use_cache=False).loss
+        loss.backward()
+        gradients = torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+        results.append((loss.detach(), gradients))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
