@@ -17,16 +17,17 @@ from pathlib import Path
 
 from qlora.recipe.load import load_params
 from qlora.recipe.schema import Params
-from qlora.rows.chat import Chat, load_chat
+from qlora.rows.chat import Chat
 from qlora.rows.loss_mask import Encoded
 from qlora.rows.prepared import read_encoded
 from qlora.runtime.console import run_stage
-from qlora.source import base_model
+from qlora.source import base_model, tokenizer
 from qlora.training import device, layout, packing
 from qlora.training.packing import Steps
+from qlora.training.start import load_model
 from qlora.weights import loading
 from qlora.weights.architecture import skeleton
-from stages.quantize_load_train import load_model, make_trainer
+from stages.quantize_load_train import make_trainer
 
 from datasets import Dataset
 from peft import LoraConfig
@@ -67,11 +68,11 @@ def main() -> None:
     )
     params = params.model_copy(update={"train": train})
     base = base_model.fetch(params.model)
-    chat = load_chat(base)
+    chat, _ = tokenizer.settled(base, params.model)
     rows = {split: read_encoded(split, chat, train.max_length) for split in ("train", "validation")}
     lengths = [len(row.input_ids) for row in rows["train"]]
     here = device.cpu()
-    plan = layout.lay_out(layout.shape_of(skeleton(base), params.lora), lengths, train, here)
+    plan = layout.lay_out(layout.shape_of(skeleton(base), params.lora, params.quantization), lengths, train, here)
     steps = packing.plan(lengths, train, plan.pack_tokens)
 
     first, second = threading.Semaphore(1), threading.Semaphore(0)
@@ -81,7 +82,7 @@ def main() -> None:
         trainers = {
             "trl": trl_trainer(params, base, chat, rows["train"], steps, checkpoints),
             "here": make_trainer(
-                params, load_model(params, base, plan, here), chat, rows, steps, plan, here, Path(checkpoints)
+                params, load_model(params, base, plan, here)[0], chat, rows, steps, plan, here, Path(checkpoints)
             ),
         }
         for name, trainer in trainers.items():

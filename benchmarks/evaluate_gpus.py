@@ -41,8 +41,8 @@ def main() -> None:
         status, usage = measure.run(command, work, work / "log")
         if status:
             sys.exit((work / "log").read_text()[-3000:])
-        metrics = json.loads((work / "results/scores/base.json").read_text())
-        rows = [json.loads(line) for line in (work / "results/predictions/base.jsonl").read_text().splitlines()]
+        metrics = json.loads((work / "results/answers/base.json").read_text())
+        rows = [json.loads(line) for line in (work / "results/answers/base.jsonl").read_text().splitlines()]
         first = first or rows
         pairs = list(zip(first, rows, strict=True))
         same = sum(before["answer"] == now["answer"] for before, now in pairs)

@@ -82,6 +82,9 @@ def stages(types: list[str]) -> list[tuple[str, list[str], list[str]]]:
     def evaluate(artifact: str) -> tuple[str, list[str], list[str]]:
         return f"evaluate@{artifact}", ["stages.evaluate", "--artifact", artifact], []
 
+    def judge(artifact: str) -> tuple[str, list[str], list[str]]:
+        return f"judge@{artifact}", ["stages.judge", "--artifact", artifact], []
+
     return [
         (COPY, [], ["copy"]),
         ("fetch-base", ["stages.fetch_base"], []),
@@ -94,6 +97,7 @@ def stages(types: list[str]) -> list[tuple[str, list[str], list[str]]]:
         ("convert-gguf", ["stages.convert_gguf"], ["models/merged"]),
         *((f"quantize-gguf@{type_}", ["stages.quantize_gguf", "--type", type_], []) for type_ in types),
         *map(evaluate, types),
+        *map(judge, ("base", "adapter", "merged", *types)),
     ]
 
 

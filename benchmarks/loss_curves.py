@@ -16,16 +16,17 @@ from pathlib import Path
 
 from qlora.recipe.load import load_params
 from qlora.recipe.schema import Params
-from qlora.rows.chat import Chat, load_chat
+from qlora.rows.chat import Chat
 from qlora.rows.loss_mask import Encoded
 from qlora.rows.prepared import read_encoded
 from qlora.runtime.console import run_stage
-from qlora.source import base_model
+from qlora.source import base_model, tokenizer
 from qlora.training import layout, memory, packing
 from qlora.training.device import devices_of_run
 from qlora.training.gpu import be_repeatable, prepare_gpu
+from qlora.training.start import load_model
 from qlora.weights.architecture import skeleton
-from stages.quantize_load_train import load_model, make_trainer
+from stages.quantize_load_train import make_trainer
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ def main() -> None:
     prepare_gpu()
     params = load_params()
     base = base_model.fetch(params.model)
-    chat = load_chat(base)
+    chat, _ = tokenizer.settled(base, params.model)
     rows = {split: read_encoded(split, chat, params.train.max_length) for split in ("train", "validation")}
 
     curves = {}
@@ -83,7 +84,7 @@ def losses(
     train = params.train.model_copy(
         update={"seed": seed, "max_steps": count, "epochs": 1000.0, "eval_steps": never, "checkpoint_steps": never}
     )
-    shape = layout.shape_of(skeleton(base), params.lora)
+    shape = layout.shape_of(skeleton(base), params.lora, params.quantization)
     lengths = [len(row.input_ids) for row in rows["train"]]
     here = devices_of_run(train)
     plan = memory.predict(shape, max(layout.CPU_PACK_TOKENS, *lengths), 0, train.optimizer, compiled)
@@ -92,7 +93,7 @@ def losses(
     if here.is_gpu:
         be_repeatable(plan)
     variant = params.model_copy(update={"train": train})
-    model = load_model(variant, base, plan, here)
+    model, _ = load_model(variant, base, plan, here)
     with tempfile.TemporaryDirectory() as checkpoints:
         trainer = make_trainer(variant, model, chat, rows, steps, plan, here, Path(checkpoints))
         trainer.train()

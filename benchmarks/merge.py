@@ -18,13 +18,14 @@ from pathlib import Path
 from benchmarks.parts import folder_model, measure
 from benchmarks.parts.measure import REPO
 from benchmarks.parts.shapes import SHAPES
+from qlora.merging.update import read_updates
 from qlora.recipe.artifacts import ARTIFACTS, BASE_RECORD
-from qlora.recipe.schema import Model, Quantization
+from qlora.recipe.schema import Model
 from qlora.rows.prepared import split_file
 from qlora.runtime.outputs import write_json
 from qlora.source import base_model
+from qlora.weights import quantized
 from qlora.weights.files import shards, weights_bytes
-from qlora.weights.loading import QUANTIZATION
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -103,7 +104,7 @@ def prepare(work: Path, layers: int, shard_bytes: float) -> None:
     model.peft_config["default"].save_pretrained(adapter)
     save_file(tensors, adapter / "adapter_model.safetensors", {"format": "pt"})
     write_json(adapter / BASE_RECORD, record)
-    write_json(adapter / QUANTIZATION, Quantization().model_dump())
+    quantized.write(adapter, quantized.Quantized(tensors=list(read_updates(adapter))))
     messages = [
         {"role": "user", "content": "How many singers are there?"},
         {"role": "assistant", "content": "SELECT 1"},

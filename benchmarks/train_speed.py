@@ -22,9 +22,10 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from benchmarks.parts.clock import PROFILED, WARM_UP
-from benchmarks.parts.shapes import SHAPES
+from benchmarks.parts.shapes import REHEARSAL, SHAPES
 from benchmarks.parts.training import ARTICLE_ROWS, Job, measure, random_rows
 from qlora.recipe.schema import Train
+from qlora.runtime.machine import available_memory
 from qlora.training import packing
 from qlora.training.gpu import prepare_gpu
 
@@ -77,6 +78,7 @@ def main() -> None:
     parser.add_argument("--unsloth-pack", type=int, default=4096, help="tokens in one of its packs")
     parser.add_argument("--plain", action="store_true", help="this project's recipe without compiled layers")
     parser.add_argument("--profile", action="store_true", help="show where the time of one step goes")
+    parser.add_argument("--rehearse", action="store_true", help="a model of a few million parameters instead")
     parser.add_argument(
         "--overestimate", type=float, default=1.0, help="plan for so many times the memory, to provoke a lighter layout"
     )
@@ -89,16 +91,20 @@ def main() -> None:
             f"error: --batch-size {arguments.batch_size}: the articles' micro-batches have {ARTICLE_ROWS} rows: "
             "give a multiple, or leave that recipe out with --recipes project"
         )
-    if not torch.cuda.is_available():
-        sys.exit("error: this benchmark measures a GPU and there is none")
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu and (not arguments.rehearse or arguments.recipes != ["project"]):
+        sys.exit("error: this benchmark measures a GPU and there is none; try it with --rehearse --recipes project")
     if not arguments.recipes and not arguments.unsloth:
         sys.exit("error: nothing to measure: --recipes names none, and --unsloth is not given")
     if arguments.profile and arguments.steps <= PROFILED:
         sys.exit(f"error: --profile needs more than {PROFILED} --steps")
 
     prepare_gpu()
-    capacity = min(torch.cuda.mem_get_info()[0], int((arguments.capacity_gb or 1000) * 1e9))
-    rows = random_rows(arguments.rows, arguments.batch_size * arguments.steps, SHAPES[arguments.shape][0].vocab_size)
+    free = torch.cuda.mem_get_info()[0] if on_gpu else available_memory()
+    capacity = min(free, int((arguments.capacity_gb or 1000) * 1e9))
+    vocabulary = REHEARSAL["vocab_size"] if arguments.rehearse else SHAPES[arguments.shape][0].vocab_size
+    rows = random_rows(arguments.rows, arguments.batch_size * arguments.steps, vocabulary)
+    name = torch.cuda.get_device_name() if on_gpu else "the CPU"
     longest = max(len(row.input_ids) for row in rows)
     if arguments.unsloth:
         if longest > arguments.unsloth_pack:
@@ -109,12 +115,12 @@ def main() -> None:
         max_length=1024,
         learning_rate=2e-4,
         memory=arguments.memory,
-        compile=not arguments.plain,
+        compile=on_gpu and not arguments.plain,
     )
-    job = Job(arguments.shape, rows, train, capacity, int(capacity * arguments.overestimate), profile=arguments.profile)
+    believed = int(capacity * arguments.overestimate)
+    job = Job(arguments.shape, rows, train, capacity, believed, arguments.profile, rehearse=arguments.rehearse)
     print(
-        f"{arguments.shape} on {torch.cuda.get_device_name()}, {capacity / 1e9:.1f} GB: {arguments.batch_size} "
-        f"{arguments.rows} rows a step",
+        f"{arguments.shape} on {name}, {capacity / 1e9:.1f} GB: {arguments.batch_size} {arguments.rows} rows a step",
         flush=True,
     )
     results = {}
@@ -142,7 +148,7 @@ def main() -> None:
             for kind, spent in result["profile_ms"].items():
                 print(f"  {kind:<30} {spent:>8.1f} ms {spent / whole:>6.1%}")
     if arguments.json:
-        document = vars(arguments) | {"gpu": torch.cuda.get_device_name(), "results": results}
+        document = vars(arguments) | {"gpu": name, "results": results}
         Path(arguments.json).write_text(json.dumps(document, indent=2) + "\n")
     if len(results) > 1:
         losses_of_steps = zip(*(result["losses"] for result in results.values()), strict=True)

@@ -5,6 +5,8 @@ import statistics
 import time
 from collections import Counter
 
+from qlora.training.record import peak_memory
+
 import torch
 from transformers import Trainer, TrainerCallback
 
@@ -30,16 +32,18 @@ class Clock(TrainerCallback):
         self.profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) if profile else None
 
     def on_step_begin(self, *args, **kwargs):
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
+        if torch.cuda.is_available():  # not in a rehearsal
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
         if self.profiler and len(self.seconds) == PROFILED:
             self.profiler.start()
         self.begin = time.perf_counter()
 
     def on_step_end(self, *args, **kwargs):
-        torch.cuda.synchronize()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         self.seconds.append(time.perf_counter() - self.begin)
-        self.peaks.append(torch.cuda.max_memory_allocated())
+        self.peaks.append(peak_memory())
         if self.profiler and len(self.seconds) == PROFILED + 1:
             self.profiler.stop()
 

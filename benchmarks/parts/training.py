@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from benchmarks.parts.clock import PROFILED, Clock, figures
 from benchmarks.parts.nf4_model import random_model
 from benchmarks.parts.settings import blank_tokenizer, settings
-from benchmarks.parts.shapes import SHAPES
-from qlora.kernels import compiled_layers
+from benchmarks.parts.shapes import SHAPES, narrow
+from qlora.kernels import compiled_layers, nf4_experts
 from qlora.recipe.schema import Train
 from qlora.rows.loss_mask import IGNORED, Encoded
 from qlora.training import device, layout, memory, packing
@@ -17,6 +17,8 @@ from qlora.training.gpu import attention, be_repeatable
 from qlora.training.memory import MemoryPlan, Shape
 from qlora.training.packing import Steps
 from qlora.training.trainer import Trainer
+from qlora.weights import experts
+from qlora.weights.architecture import kept_plain
 
 import torch
 from datasets import Dataset
@@ -39,6 +41,7 @@ class Job:
         believed: Bytes that it is laid out for.
         profile: Whether one step is profiled.
         repeatable: Whether the GPU computes the same numbers in every run, as in the pipeline.
+        rehearse: Whether a model of a few million parameters stands in for the shape, on the CPU if there is no GPU.
     """
 
     shape: str
@@ -48,6 +51,7 @@ class Job:
     believed: int
     profile: bool
     repeatable: bool = True
+    rehearse: bool = False
 
 
 def random_rows(kind: str, count: int, vocabulary: int) -> list[Encoded]:
@@ -75,8 +79,22 @@ def shape_of(name: str) -> Shape:
         return memory.shape_of(AutoModelForCausalLM.from_config(config), **adapter)
 
 
-def lora(dropout: float, r: int, target_modules: Sequence[str]) -> LoraConfig:
-    return LoraConfig(r=r, lora_alpha=2 * r, lora_dropout=dropout, target_modules=target_modules, task_type="CAUSAL_LM")
+def lora(
+    dropout: float,
+    r: int,
+    target_modules: str | Sequence[str],
+    exclude: Sequence[str] = (),
+    adapted_experts: Sequence[str] = (),
+) -> LoraConfig:
+    return LoraConfig(
+        r=r,
+        lora_alpha=2 * r,
+        lora_dropout=dropout,
+        target_modules=target_modules,
+        exclude_modules=list(exclude) or None,
+        target_parameters=list(adapted_experts) or None,
+        task_type="CAUSAL_LM",
+    )
 
 
 def measure(recipe: str, job: Job) -> dict:
@@ -84,22 +102,28 @@ def measure(recipe: str, job: Job) -> dict:
 
     Call it in a fresh process: memory that an earlier recipe leaves behind would count as this one's.
     """
-    torch.cuda.set_per_process_memory_fraction(job.capacity / torch.cuda.mem_get_info()[1])
+    if job.rehearse:
+        config, adapter = SHAPES[job.shape]
+        SHAPES[job.shape] = narrow(config), adapter
+    if torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(job.capacity / torch.cuda.mem_get_info()[1])
     lengths = [len(row.input_ids) for row in job.rows]
     if recipe == "article":
         clock, steps = Clock(job.profile), packing.plan(lengths, job.train)
         return _trained(article_trainer(job.shape, job.rows, steps, clock), clock, steps)
-    shape, here = shape_of(job.shape), replace(device.gpu(), free=job.believed)
+    shape = shape_of(job.shape)
+    here = replace(device.gpu() if torch.cuda.is_available() else device.cpu(), free=job.believed)
 
     def run(plan: MemoryPlan) -> dict:
-        clock, steps = Clock(job.profile), packing.plan(lengths, job.train, plan.pack_tokens)
+        clock = Clock(job.profile)
+        steps = packing.plan(lengths, job.train, plan.pack_tokens, alone=bool(shape.alone))
         for label, text in layout.describe(shape, plan, steps.tokens, here).items():
             print(f"{label}: {text}", flush=True)
-        if job.repeatable:
+        if job.repeatable and here.is_gpu:
             be_repeatable(plan)
         result = _trained(project_trainer(job.shape, job.rows, steps, plan, clock), clock, steps)
         passes = 2 + plan.recomputed_layers / shape.layers
-        floor = steps.tokens[PROFILED % len(steps)] * 2 * shape.quantized * passes / here.rate
+        floor = steps.tokens[PROFILED % len(steps)] * 2 * (shape.met or shape.quantized) * passes / here.rate
         planned = {"plan": asdict(plan), "planned_gb": round(plan.peak / 1e9, 2), "floor_ms": round(1000 * floor, 1)}
         return result | planned
 
@@ -140,25 +164,31 @@ def project_trainer(shape: str, rows: list[Encoded], steps: Steps, plan: MemoryP
     """This project's recipe: packs, flex_attention, compiled layers, fused AdamW."""
     config, adapter = SHAPES[shape]
     tokenizer = blank_tokenizer()
-    model = random_model(config, attention(plan), torch.device("cuda"))
+    on_gpu = torch.cuda.is_available()
+    model = random_model(config, attention(plan), torch.device("cuda" if on_gpu else "cpu"))
+    adapted = list(experts.parameters_of(model)) if adapter.get("adapt_experts") else []
+    adapter = {name: value for name, value in adapter.items() if name != "adapt_experts"}
     torch.manual_seed(0)  # of the adapter
-    trainer = Trainer(
-        torch.bfloat16,
-        steps.longest_pack,
-        model=model,
-        args=settings(
-            1,
-            steps.packs_a_step,
-            len(steps),
-            optim="adamw_torch_fused",
-            gradient_checkpointing=not plan.compiled,
-            padding_free=True,
-            pad_to_multiple_of=compiled_layers.PACK_MULTIPLE if plan.compiled else None,
-        ),
-        train_dataset=packing.pack_dataset(steps.packs, rows, tokenizer.pad_token_id),
-        processing_class=tokenizer,
-        peft_config=lora(0.0, **adapter),
-    )
+    with experts.shown_to_peft(model):
+        trainer = Trainer(
+            torch.bfloat16,
+            steps.longest_pack,
+            model=model,
+            args=settings(
+                1,
+                steps.packs_a_step,
+                len(steps),
+                use_cpu=not on_gpu,
+                optim="adamw_torch_fused" if on_gpu else "adamw_torch",
+                gradient_checkpointing=not plan.compiled,
+                padding_free=True,
+                pad_to_multiple_of=compiled_layers.PACK_MULTIPLE if plan.compiled else None,
+            ),
+            train_dataset=packing.pack_dataset(steps.packs, rows, tokenizer.pad_token_id),
+            processing_class=tokenizer,
+            peft_config=lora(0.0, exclude=kept_plain(model), **adapter, adapted_experts=adapted),
+        )
+    nf4_experts.use_fast_experts(trainer.model)
     trainer.add_callback(clock)
     if plan.compiled:
         compiled_layers.speed_up(trainer.model, plan.recomputed_layers)
