@@ -1,6 +1,6 @@
 """prepare-dataset: check and deduplicate the rows, and split them so that no group is in two splits.
 
-Writes data/prepared: train.jsonl, validation.jsonl, test.jsonl, general.jsonl (evaluate.general), rejected.jsonl (each
+Writes data/prepared: train.jsonl, validation.jsonl, test.jsonl, general.json (evaluate.general), rejected.jsonl (each
 dropped row with its reason) and report.json. Two passes bound the memory: the first checks each row and copies the
 accepted ones to a temporary file, with a few bytes a row in memory; the second copies them into their splits.
 """
@@ -22,7 +22,7 @@ from qlora.raw_rows.splits import refuse_empty_splits, write_splits
 from qlora.recipe.artifacts import ARTIFACTS, BASE_RECORD
 from qlora.recipe.load import load_params
 from qlora.recipe.schema import Data, Params
-from qlora.rows import documents, jsonl
+from qlora.rows import documents
 from qlora.rows import prepared as prepared_rows
 from qlora.rows.chat import Chat, Messages
 from qlora.rows.fitted import fitted
@@ -78,7 +78,7 @@ def main() -> None:
         report["made_from"] = made_from(named, data, params.train)
         report["findings"] = find(output, chat).report()
         write_json(output / "report.json", report)
-        jsonl.write(output / "general.jsonl", general)
+        write_json(output / prepared_rows.GENERAL.name, {"rows": general})  # an object: DVC warns of an empty file
         if record.get("tokenizer", {}).get("differing"):  # fetch-base found text that llama.cpp reads otherwise
             parity.check_rows(chat, folder, model, [row["messages"] for row in evenly("train", COMPARED_ROWS, output)])
 

@@ -133,7 +133,7 @@ def sft_config(params: Params, steps: Steps, plan: MemoryPlan, here: Device, sav
         remove_unused_columns=False,
         learning_rate=train.learning_rate,
         lr_scheduler_type="constant_with_warmup" if train.lr_scheduler == "constant" else train.lr_scheduler,
-        warmup_steps=train.warmup_fraction,
+        warmup_steps=train.warmup_fraction if len(steps) > 1 else 0,  # a single step would have a rate of 0
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
         optim={"adamw": "adamw_torch_fused" if here.is_gpu else "adamw_torch"}.get(train.optimizer, train.optimizer),

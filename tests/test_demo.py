@@ -1,6 +1,7 @@
 """The demo's page in a browser, with the embedded model as the base and, converted the same way, as the tuned one."""
 
 import itertools
+import json
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import sys
 from qlora.recipe.artifacts import BASE_RECORD
 from qlora.recipe.load import load_params
 from qlora.recipe.schema import EMBEDDED, Model
+from qlora.rows import jsonl
 from qlora.runtime.outputs import write_json
 from qlora.source import base_model
 from qlora.sql.schema import SchemaError
@@ -56,7 +58,8 @@ def place(tmp_path_factory):
     shutil.copy(ROOT / "recipes/smollm2-sql.yaml", path / "params.yaml")
     (path / "data/prepared").mkdir(parents=True)
     with (ROOT / "data/raw/text2sql.jsonl").open() as lines:
-        (path / "data/prepared/test.jsonl").write_text("".join(itertools.islice(lines, 0, 2000, 400)))
+        rows = [json.loads(line) for line in itertools.islice(lines, 0, 2000, 400)]
+    jsonl.write(path / "data/prepared/test.jsonl", ({**row, "messages": []} for row in rows))
     base = base_model.fetch(Model(id=EMBEDDED))
     for name in ("base", "bf16"):
         write_json(path / "models" / name / BASE_RECORD, base_model.describe(Model(id=EMBEDDED), base))

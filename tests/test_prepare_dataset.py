@@ -56,6 +56,7 @@ def prepare(workspace, monkeypatch):
         output = Path("data/prepared")
         assert {path.name for path in output.iterdir()} == {
             *(f"{s}.jsonl" for s in SPLITS),
+            "general.json",
             "rejected.jsonl",
             "report.json",
         }

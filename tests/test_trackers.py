@@ -16,6 +16,7 @@ from qlora.reporting import trackers
 from qlora.runtime.console import Refusal
 from stages import fetch_base, prepare_dataset
 from stages import quantize_load_train as stage
+from tools.doctor import check_run
 
 import pandas
 import pytest
@@ -120,7 +121,8 @@ def test_a_tracker_that_is_not_installed_is_one_sentence_before_the_model_is_loa
     assert str(refusal.value) == (
         f"train.report_to: {absent[0]} is not installed: `pip install {absent[0]}`, or take it off the list"
     )
-    assert str(refusal.value) in here.tool("doctor").stdout
+    (finding,) = (found for found in check_run(load_params()) if found.what == "trackers")
+    assert str(refusal.value) in str(finding)
 
 
 def test_a_tracker_that_cannot_start_is_refused_and_one_that_fails_later_is_left_out(here, capsys):

@@ -10,11 +10,13 @@ from qlora.rows import jsonl
 from qlora.rows.chat import Chat
 from qlora.rows.loss_mask import Encoded, encode, truncate
 from qlora.runtime.console import Refusal
+from qlora.runtime.inputs import read_json
 
 from tqdm import tqdm
 
 PREPARED = Path("data/prepared")
 SPLITS = ("train", "validation", "test")
+GENERAL = PREPARED / "general.json"  # the rows of evaluate.general
 
 
 def split_file(split: str, folder: Path = PREPARED) -> Path:
@@ -53,7 +55,7 @@ def read(split: str) -> list[dict]:
 
 def read_general() -> list[dict]:
     """The rows of evaluate.general. Raises Refusal if their file is missing or damaged."""
-    return jsonl.read_made(split_file("general"), "prepare-dataset")
+    return read_json(GENERAL, "prepare-dataset")["rows"]
 
 
 def first(split: str, count: int) -> list[dict]:
