@@ -4,7 +4,7 @@
 
 Makes a model of the given shape with random weights in NF4 on the GPU (no download, no folder), trains a few steps with
 each recipe and prints a table: tokens per second (padding not counted), seconds a step, peak memory (measured and
-planned) and the losses. `--profile` shows where the time of one step goes. Exits with status 1 if the losses of two
+planned) and the losses. `--profile` shows where the time of a step goes. Exits with status 1 if the losses of two
 recipes differ.
 
 Unsloth needs other releases of the same libraries, so it runs in an environment of its own:
@@ -19,6 +19,7 @@ import multiprocessing
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.parts.clock import PROFILED, WARM_UP
@@ -77,7 +78,9 @@ def main() -> None:
     parser.add_argument("--unsloth", metavar="PYTHON", help="measure Unsloth, too, with the Python of its environment")
     parser.add_argument("--unsloth-pack", type=int, default=4096, help="tokens in one of its packs")
     parser.add_argument("--plain", action="store_true", help="this project's recipe without compiled layers")
-    parser.add_argument("--profile", action="store_true", help="show where the time of one step goes")
+    parser.add_argument("--without-graphs", action="store_true", help="compiled layers launched by Python")
+    parser.add_argument("--dropout", type=float, default=0.0, help="of LoRA, in this project's recipe")
+    parser.add_argument("--profile", action="store_true", help="show where the time of a step goes")
     parser.add_argument("--rehearse", action="store_true", help="a model of a few million parameters instead")
     parser.add_argument(
         "--overestimate", type=float, default=1.0, help="plan for so many times the memory, to provoke a lighter layout"
@@ -96,8 +99,8 @@ def main() -> None:
         sys.exit("error: this benchmark measures a GPU and there is none; try it with --rehearse --recipes project")
     if not arguments.recipes and not arguments.unsloth:
         sys.exit("error: nothing to measure: --recipes names none, and --unsloth is not given")
-    if arguments.profile and arguments.steps <= PROFILED:
-        sys.exit(f"error: --profile needs more than {PROFILED} --steps")
+    if arguments.profile and arguments.steps < PROFILED.stop:
+        sys.exit(f"error: --profile needs at least {PROFILED.stop} --steps")
 
     prepare_gpu()
     free = torch.cuda.mem_get_info()[0] if on_gpu else available_memory()
@@ -118,7 +121,8 @@ def main() -> None:
         compile=on_gpu and not arguments.plain,
     )
     believed = int(capacity * arguments.overestimate)
-    job = Job(arguments.shape, rows, train, capacity, believed, arguments.profile, rehearse=arguments.rehearse)
+    job = Job(arguments.shape, rows, train, capacity, believed, arguments.profile)
+    job = replace(job, graphs=not arguments.without_graphs, dropout=arguments.dropout, rehearse=arguments.rehearse)
     print(
         f"{arguments.shape} on {name}, {capacity / 1e9:.1f} GB: {arguments.batch_size} {arguments.rows} rows a step",
         flush=True,
@@ -142,9 +146,7 @@ def main() -> None:
     for recipe, result in results.items():
         if "profile_ms" in result:
             whole = sum(result["profile_ms"].values())
-            print(
-                f"\n{recipe}: {whole:.0f} ms of one step; its products at full speed: {result.get('floor_ms', '-')} ms"
-            )
+            print(f"\n{recipe}: {whole:.0f} ms of a step; its products at full speed: {result.get('floor_ms', '-')} ms")
             for kind, spent in result["profile_ms"].items():
                 print(f"  {kind:<30} {spent:>8.1f} ms {spent / whole:>6.1%}")
     if arguments.json:

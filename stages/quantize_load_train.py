@@ -24,7 +24,7 @@ from qlora.rows.prepared import read_encoded
 from qlora.runtime.console import run_stage, summary
 from qlora.runtime.outputs import check_writable, new_folder, write_json
 from qlora.source import base_model
-from qlora.training import checkpoints, layout, packing, record
+from qlora.training import captured, checkpoints, layout, packing, record
 from qlora.training.device import Device, devices_of_run
 from qlora.training.gpu import be_repeatable, prepare_gpu
 from qlora.training.memory import MemoryPlan
@@ -145,6 +145,7 @@ def sft_config(params: Params, steps: Steps, plan: MemoryPlan, here: Device, sav
         fsdp=here.sharded or None,
         logging_steps=1,
         logging_nan_inf_filter=False,
+        accelerator_config={"non_blocking": True},  # packs are copied to the GPU while it computes
         eval_strategy="steps",
         eval_steps=train.eval_steps,
         save_strategy="steps",
@@ -169,7 +170,7 @@ def make_trainer(
     """The trainer of `model` with a new adapter, on the training and validation rows in packs."""
     chat.tokenizer.pad_token = chat.tokenizer.convert_ids_to_tokens(chat.pad)  # trl pads packs with it
     lengths = [len(row.input_ids) for row in rows["validation"]]
-    validation_packs = packing.pack_evaluation(lengths, max(plan.pack_tokens, *lengths), steps.alone)
+    validation_packs = packing.pack_evaluation(lengths, max(plan.validation_tokens, *lengths), steps.alone)
     with experts.shown_to_peft(model):
         trainer = Trainer(
             getattr(torch, params.lora.dtype),
@@ -177,6 +178,7 @@ def make_trainer(
             sum(row.supervised for row in rows["validation"]) / len(validation_packs),
             params.train.keep == "best",
             params.train.patience,
+            captured.sizes_of(steps, rows["train"]) if plan.captured else None,
             model=model,
             args=sft_config(params, steps, plan, here, saved),
             train_dataset=packing.pack_dataset(steps.packs, rows["train"], chat.pad),

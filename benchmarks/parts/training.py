@@ -12,7 +12,7 @@ from benchmarks.parts.shapes import SHAPES, narrow
 from qlora.kernels import compiled_layers, nf4_experts
 from qlora.recipe.schema import Train
 from qlora.rows.loss_mask import IGNORED, Encoded
-from qlora.training import device, layout, memory, packing
+from qlora.training import captured, device, layout, memory, packing
 from qlora.training.gpu import attention, be_repeatable
 from qlora.training.memory import MemoryPlan, Shape
 from qlora.training.packing import Steps
@@ -41,6 +41,8 @@ class Job:
         believed: Bytes that it is laid out for.
         profile: Whether one step is profiled.
         repeatable: Whether the GPU computes the same numbers in every run, as in the pipeline.
+        dropout: Of LoRA, in this project's recipe.
+        graphs: Whether micro-batches run as CUDA graphs where they can.
         rehearse: Whether a model of a few million parameters stands in for the shape, on the CPU if there is no GPU.
     """
 
@@ -51,6 +53,8 @@ class Job:
     believed: int
     profile: bool
     repeatable: bool = True
+    dropout: float = 0.0
+    graphs: bool = True
     rehearse: bool = False
 
 
@@ -115,15 +119,17 @@ def measure(recipe: str, job: Job) -> dict:
     here = replace(device.gpu() if torch.cuda.is_available() else device.cpu(), free=job.believed)
 
     def run(plan: MemoryPlan) -> dict:
+        plan = plan if job.graphs else replace(plan, captured=False)
         clock = Clock(job.profile)
         steps = packing.plan(lengths, job.train, plan.pack_tokens, alone=bool(shape.alone))
         for label, text in layout.describe(shape, plan, steps.tokens, here).items():
             print(f"{label}: {text}", flush=True)
         if job.repeatable and here.is_gpu:
             be_repeatable(plan)
-        result = _trained(project_trainer(job.shape, job.rows, steps, plan, clock), clock, steps)
+        result = _trained(project_trainer(job.shape, job.rows, steps, plan, clock, job.dropout), clock, steps)
         passes = 2 + plan.recomputed_layers / shape.layers
-        floor = steps.tokens[PROFILED % len(steps)] * 2 * (shape.met or shape.quantized) * passes / here.rate
+        profiled = [steps.tokens[step] for step in PROFILED if step < len(steps)] or steps.tokens
+        floor = sum(profiled) / len(profiled) * 2 * (shape.met or shape.quantized) * passes / here.rate
         planned = {"plan": asdict(plan), "planned_gb": round(plan.peak / 1e9, 2), "floor_ms": round(1000 * floor, 1)}
         return result | planned
 
@@ -160,7 +166,9 @@ def article_trainer(shape: str, rows: list[Encoded], steps: Steps, clock: Clock)
     )
 
 
-def project_trainer(shape: str, rows: list[Encoded], steps: Steps, plan: MemoryPlan, clock: Clock) -> Trainer:
+def project_trainer(
+    shape: str, rows: list[Encoded], steps: Steps, plan: MemoryPlan, clock: Clock, dropout: float = 0.0
+) -> Trainer:
     """This project's recipe: packs, flex_attention, compiled layers, fused AdamW."""
     config, adapter = SHAPES[shape]
     tokenizer = blank_tokenizer()
@@ -173,6 +181,7 @@ def project_trainer(shape: str, rows: list[Encoded], steps: Steps, plan: MemoryP
         trainer = Trainer(
             torch.bfloat16,
             steps.longest_pack,
+            sizes=captured.sizes_of(steps, rows) if plan.captured else None,
             model=model,
             args=settings(
                 1,
@@ -181,12 +190,13 @@ def project_trainer(shape: str, rows: list[Encoded], steps: Steps, plan: MemoryP
                 use_cpu=not on_gpu,
                 optim="adamw_torch_fused" if on_gpu else "adamw_torch",
                 gradient_checkpointing=not plan.compiled,
+                accelerator_config={"non_blocking": True},
                 padding_free=True,
                 pad_to_multiple_of=compiled_layers.PACK_MULTIPLE if plan.compiled else None,
             ),
             train_dataset=packing.pack_dataset(steps.packs, rows, tokenizer.pad_token_id),
             processing_class=tokenizer,
-            peft_config=lora(0.0, exclude=kept_plain(model), **adapter, adapted_experts=adapted),
+            peft_config=lora(dropout, exclude=kept_plain(model), **adapter, adapted_experts=adapted),
         )
     nf4_experts.use_fast_experts(trainer.model)
     trainer.add_callback(clock)

@@ -23,6 +23,7 @@ HEAD_CHUNK = 32768  # vocabulary entries for which trl computes logits at once
 USABLE = 0.92  # of the free memory; the rest is lost to fragmentation
 MIXED_INTO = ("o_proj", "out_proj", "dense")  # the linear layer that takes the result of attention or of a recurrence
 ASIDE = 4  # copies of the per-layer inputs: looked up, projected, normalized, added
+VALIDATION_TOKENS = 2048
 PACK_TOKENS = (16384, 8192, 4096, 3072, 2048, 1536, 1024, 768, 512)
 
 # Speeds, relative to the matrix products of one token's forward pass, fitted on the H200.
@@ -86,6 +87,13 @@ class MemoryPlan:
     logits: int
     libraries: int = 0  # code and buffers; on a GPU these are loaded before the free memory is read
     shards: int = 1  # devices that share the layers
+    captured: bool = False  # whether micro-batches are CUDA graphs
+    validation: int = 0  # of validation, which cannot use the graphs' memory
+
+    @property
+    def validation_tokens(self) -> int:
+        """Tokens of a validation pack, at most, unless a row is longer."""
+        return min(self.pack_tokens, VALIDATION_TOKENS) if self.captured else self.pack_tokens
 
     @property
     def parts(self) -> dict[str, int]:
@@ -94,7 +102,7 @@ class MemoryPlan:
         A layer's backward pass and the head's logits are never live at once, so the peak counts the larger of the two:
         activations = kept + backward; logits = max(0, head - backward).
         """
-        names = ("weights", "adapter", "optimizer", "activations", "logits", "libraries")
+        names = ("weights", "adapter", "optimizer", "activations", "logits", "validation", "libraries")
         return {name: getattr(self, name) for name in names if getattr(self, name)}
 
     @property
@@ -193,7 +201,13 @@ def kept_width(layer: nn.Module, k: int) -> int:
 
 
 def predict(
-    shape: Shape, pack_tokens: int, recomputed_layers: int, optimizer: str, compiled: bool = True, shards: int = 1
+    shape: Shape,
+    pack_tokens: int,
+    recomputed_layers: int,
+    optimizer: str,
+    compiled: bool = True,
+    shards: int = 1,
+    processes: int = 1,
 ) -> MemoryPlan:
     """The peak memory of a layout.
 
@@ -206,6 +220,7 @@ def predict(
         compiled: Compiled layers, or plain ones, which checkpoint all activations and fuse nothing.
         shards: Devices that share the layers. Each also holds the embeddings, the head, the scales of all 4-bit
             weights, and two whole layers: the one being computed and the one being gathered.
+        processes: That share the rows of a step. A single one runs compiled layers as CUDA graphs.
     """
     codes, scales, dequantized = shape.quantized / 2, shape.quantized * (NF4 - 0.5), shape.largest * BF16
     if not shape.in_4_bits:
@@ -225,6 +240,10 @@ def predict(
     in_backward = token * (working + ROUTED_COPIES * shape.routed) + dequantized
     # For each token the hidden state twice, and its gradient in 32 and in 16 bits.
     in_head = min(pack_tokens, 4096) * HEAD_CHUNK * BF16 + token * 5 * shape.hidden
+    captured = compiled and shards == 1 and processes == 1
+    validated = min(pack_tokens, VALIDATION_TOKENS)
+    in_validation = validated * BF16 * (working + ROUTED_COPIES * shape.routed) + dequantized
+    in_validation = max(in_validation, validated * (HEAD_CHUNK + 5 * shape.hidden) * BF16)
     return MemoryPlan(
         pack_tokens=pack_tokens,
         recomputed_layers=recomputed_layers,
@@ -235,12 +254,15 @@ def predict(
         activations=token * (kept + shape.aside) + in_backward,
         logits=max(0, in_head - in_backward),
         shards=shards,
+        captured=captured,
+        validation=in_validation if captured else 0,
     )
 
 
 def predict_on_cpu(shape: Shape, pack_tokens: int, optimizer: str) -> MemoryPlan:
     """The peak memory of training on a CPU, without activation checkpointing."""
-    plan = replace(predict(shape, pack_tokens, 0, optimizer), compiled=False, libraries=CPU_LIBRARIES)
+    plan = predict(shape, pack_tokens, 0, optimizer)
+    plan = replace(plan, compiled=False, captured=False, validation=0, libraries=CPU_LIBRARIES)
     return replace(plan, activations=CPU_ACTIVATIONS * plan.activations)
 
 
@@ -287,7 +309,9 @@ def choose(
         levels = [0]
     shards = device.count if device.sharded else 1
     layouts = [
-        predict(shape, length, level, train.optimizer, compiled, shards) for length in lengths for level in levels
+        predict(shape, length, level, train.optimizer, compiled, shards, device.count)
+        for length in lengths
+        for level in levels
     ]
     fitting = [layout for layout in layouts if layout.peak <= device.free * USABLE]
     if not fitting:
@@ -323,4 +347,5 @@ def seconds(shape: Shape, plan: MemoryPlan, tokens: float, packs: float, rate: f
     share = plan.recomputed_layers / shape.layers
     once = PACK_COST * shape.quantized / met + (GATHER_COST if plan.shards > 1 else 0)
     passes = 2 + RECOMPUTED * share + (2 + share) * once / plan.pack_tokens
-    return COMPILE_SECONDS + max(work * passes / FAST_EFFICIENCY, launches * FAST_LAUNCH)
+    computing = work * passes / FAST_EFFICIENCY
+    return COMPILE_SECONDS + (computing if plan.captured else max(computing, launches * FAST_LAUNCH))

@@ -13,6 +13,7 @@ from pathlib import Path
 from qlora.processes import group
 from qlora.rows.loss_mask import IGNORED
 from qlora.training import checkpoints, record
+from qlora.training.captured import MicroBatches, Size
 from qlora.training.guard import Guard, LeftStep, LeftValidation
 from qlora.training.layout import TooLarge
 
@@ -35,6 +36,7 @@ class Trainer(SFTTrainer):
         validation_tokens: Mean number of supervised tokens in a validation pack.
         keep_best: Whether the step with the lowest validation loss is kept, not the last.
         patience: Validations in a row without a new lowest loss that end the run (`Guard`).
+        sizes: Of the packs, if they run as CUDA graphs.
         kwargs: Arguments of SFTTrainer.
     """
 
@@ -45,9 +47,13 @@ class Trainer(SFTTrainer):
         validation_tokens: float = 1.0,
         keep_best: bool = False,
         patience: int | None = None,
+        sizes: list[Size] | None = None,
         **kwargs,
     ):
         self.guard = Guard(patience)
+        self.sizes = sizes
+        self.graphs: MicroBatches | None = None
+        self.unread: Unread | None = None
         self.keep_best = keep_best
         self.adapter_dtype = adapter_dtype
         self.longest_pack = longest_pack
@@ -71,6 +77,7 @@ class Trainer(SFTTrainer):
         try:
             super().train(*args, **kwargs)
         except LeftStep:
+            self._log_unread()
             self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
             step = self.state.global_step
             if step > 0 and not checkpoints.is_complete(Path(self.args.output_dir) / f"checkpoint-{step}"):
@@ -88,12 +95,14 @@ class Trainer(SFTTrainer):
             raise LeftStep
         if self.guard.stalled:  # before the first step that a resumed run would take
             raise LeftStep
+        if self.graphs:
+            return self.graphs.run(inputs, num_items_in_batch)
         return super().training_step(model, inputs, num_items_in_batch)
 
     def rehearse(self, model) -> None:
         """Run forward and backward of the longest pack before the first step, without an optimizer step.
 
-        So a run that needs too much memory fails at once, and not after hours.
+        So a run that needs too much memory fails at once, and not after hours. Graphs are recorded here.
 
         Raises:
             torch.OutOfMemoryError, TooLarge: if memory runs out (`layout.run_fitted`).
@@ -109,7 +118,10 @@ class Trainer(SFTTrainer):
                 resumed = bool(self.optimizer.state)  # then AdamW's moments are allocated already
                 learning = [] if resumed else [p for p in model.parameters() if p.requires_grad]
                 moments = [torch.empty_like(p) for p in learning for _ in range(2)]
-                super().training_step(model, longest)
+                if self.sizes:
+                    self.record_graphs()
+                else:
+                    super().training_step(model, longest)
             del moments
             fits = True
         except torch.OutOfMemoryError:
@@ -122,6 +134,23 @@ class Trainer(SFTTrainer):
         model.zero_grad()
         if self.is_fsdp_enabled:
             model.set_requires_gradient_sync(self.accelerator.sync_gradients)
+
+    def record_graphs(self) -> None:
+        """Record the micro-batches as CUDA graphs; a model that cannot be recorded trains without them.
+
+        Raises:
+            torch.OutOfMemoryError: if memory runs out.
+        """
+        dtype = torch.bfloat16 if self.args.bf16 else None
+        graphs = MicroBatches(self.model, self.sizes, dtype, self.processing_class.pad_token_id)
+        graphs.rehearse()
+        try:
+            graphs.record()
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0][:100]
+            print(f"training without CUDA graphs, so short packs wait for Python: {reason}", flush=True)
+            return
+        self.graphs = graphs
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Mean negative log-likelihood (nats) of the supervised tokens, over `num_items_in_batch` of them if given.
@@ -226,7 +255,8 @@ class Trainer(SFTTrainer):
         if self.is_fsdp_enabled and resume_from_checkpoint is not None:
             self._load_from_checkpoint(resume_from_checkpoint)
         model, train_dataloader = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        model.zero_grad = self.optimizer.optimizer.zero_grad  # the model's own visits all modules in each step
+        # The model's own visits all modules in each step. Graphs add to gradients that stay in their place.
+        model.zero_grad = functools.partial(self.optimizer.optimizer.zero_grad, set_to_none=not self.sizes)
         return model, train_dataloader
 
     def _clip_grad_norm(self, model):
@@ -235,6 +265,52 @@ class Trainer(SFTTrainer):
         # Only the adapter's parameters; transformers' method visits all parameters of the model.
         learned = [p for group_ in self.optimizer.param_groups for p in group_["params"]]
         return self.accelerator.clip_grad_norm_(learned, self.args.max_grad_norm)
+
+    def _maybe_log_save_evaluate(self, tr_loss, grad_norm, *args, learning_rate=None, **kwargs):
+        """transformers' method. With graphs, a loss is read one step later, unless something else is due.
+
+        Reading it waits for the GPU, which would wait for Python's part of the next step afterwards.
+        """
+        should_log = self.control.should_log
+        self._log_unread()
+        self.control.should_log = should_log  # which a log resets
+        control, state = self.control, self.state
+        is_due = control.should_evaluate or control.should_save or control.should_training_stop
+        if not self.graphs or is_due or not control.should_log or state.global_step == self._globalstep_last_logged:
+            super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, learning_rate=learning_rate, **kwargs)
+            return
+        self.unread = Unread(state.global_step, state.epoch, learning_rate, tr_loss, grad_norm)
+        tr_loss -= tr_loss
+        self._globalstep_last_logged = state.global_step
+        control.should_log = False
+
+    def _log_unread(self) -> None:
+        """Log the step whose loss has not been read, as of that step."""
+        if self.unread is None:
+            return
+        unread, self.unread = self.unread, None
+        now = self.state.global_step, self.state.epoch
+        loss, norm = unread.values()
+        self._total_loss_scalar += loss
+        self.state.global_step, self.state.epoch = unread.step, unread.epoch
+        self.log({"loss": loss, "grad_norm": norm, "learning_rate": unread.learning_rate})
+        self.state.global_step, self.state.epoch = now
+
+
+class Unread:
+    """Loss and gradient norm of a step, on their way from the GPU."""
+
+    def __init__(self, step: int, epoch: float, learning_rate: float, loss: torch.Tensor, norm: torch.Tensor):
+        self.step, self.epoch, self.learning_rate = step, epoch, learning_rate
+        self.pinned = torch.empty(2, pin_memory=True)
+        self.pinned.copy_(torch.stack([loss, norm]), non_blocking=True)
+        self.copied = torch.cuda.Event()
+        self.copied.record()
+
+    def values(self) -> list[float]:
+        """Waits for this step, not for later ones."""
+        self.copied.synchronize()
+        return self.pinned.tolist()
 
 
 def _silence_libraries() -> None:
