@@ -11,7 +11,6 @@ import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit, Params4bit
 from peft import LoraConfig, get_peft_model
-from peft.tuners.lora.bnb import Linear4bit as LoraLinear4bit
 from trainers import nf4_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -168,14 +167,49 @@ def test_training_and_evaluation_mode_reach_all_modules():
         assert {module.training for module in model.modules()} == {mode}
 
 
-def test_a_layer_with_dropout_keeps_peft_s_forward_pass():
-    model = tiny_model(dropout=0.5)
-    nf4_linear.use_fast_linears(model)
-    layers = [module for module in model.modules() if isinstance(module, LoraLinear4bit)]
-    assert layers
-    assert all(type(layer) is LoraLinear4bit for layer in layers)
-    assert all(type(layer.base_layer) is nf4_linear.FastLinear4bit for layer in layers)
-    gradients(model, pack(20))
+class Seeded(torch.nn.Module):
+    """Dropout by a seed, as the fast layers do it."""
+
+    def __init__(self, seed: torch.Tensor, p: float):
+        super().__init__()
+        self.seed, self.p = seed, p
+
+    def forward(self, x):
+        scaled = torch.ops.qlora.dropped(torch.ones_like(x).flatten(0, -2), self.seed, self.p)
+        return x * scaled.view(x.shape)
+
+
+@IN_4_BITS
+def test_dropout_is_that_of_plain_layers_and_differs_in_each_pass(in_4_bits):
+    model, batch = tiny_model(dropout=0.3, in_4_bits=in_4_bits), pack(30, 7, 20)
+    compiled_layers.speed_up(model, 1, backend=BACKEND)
+    gradients(model, batch)
+    before = {name: module.seed.clone() for name, module in model.named_modules() if hasattr(module, "seed")}
+    fast_loss, fast = gradients(model, batch)
+    plain = tiny_model(dropout=0.3, in_4_bits=in_4_bits)
+    seeds = {name: module.seed for name, module in model.named_modules() if hasattr(module, "seed")}
+    assert len(seeds) == 14
+    assert len({int(seed) for seed in [*seeds.values(), *before.values()]}) == 28
+    for name, seed in seeds.items():
+        plain.get_submodule(name).lora_dropout["default"] = Seeded(seed, 0.3)
+    plain_loss, expected = gradients(plain, batch)
+    assert fast_loss == pytest.approx(plain_loss, abs=1e-5)
+    for name, gradient in expected.items():
+        assert (fast[name] - gradient).norm() <= 5e-3 * gradient.norm(), name
+
+    with torch.no_grad():  # nothing is dropped in validation
+        logits, whole = (each.eval()(**batch, use_cache=False).logits for each in (model, tiny_model(0.0, in_4_bits)))
+    assert (logits - whole).norm() <= 1e-2 * whole.norm()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_kernel_drops_the_share_asked_for():
+    x, seed = torch.ones(1000, 999, dtype=torch.bfloat16, device="cuda"), torch.tensor(7, device="cuda")
+    dropped = torch.ops.qlora.dropped(x, seed, 0.25)
+    assert dropped.unique().tolist() == pytest.approx([0, 1 / 0.75], rel=0.01)
+    assert (dropped == 0).float().mean().item() == pytest.approx(0.25, abs=0.002)
+    assert torch.equal(dropped, torch.ops.qlora.dropped(x, seed, 0.25))
+    assert not torch.equal(dropped, torch.ops.qlora.dropped(x, seed + 1, 0.25))
 
 
 def test_the_adapter_can_be_switched_off():

@@ -62,7 +62,7 @@ def speed_up(model: nn.Module, recomputed_layers: int, backend: str = "inductor"
         backend: torch.compile's.
         sharded: Whether FSDP will shard the weights.
     """
-    use_fast_linears(model, sharded)
+    seeds = use_fast_linears(model, sharded)
     # By default graphs are split at DDP's gradient buckets; a layer's graph must stay whole.
     torch._dynamo.config.optimize_ddp = False
     # Otherwise only the first layer's input would need no gradient, which would compile that layer separately.
@@ -70,6 +70,8 @@ def speed_up(model: nn.Module, recomputed_layers: int, backend: str = "inductor"
     backbone = model.get_base_model().model
     if backbone.config._attn_implementation == "flex_attention" and kinds(backbone) <= KINDS:
         backbone.register_forward_pre_hook(_add_pack_mask, with_kwargs=True)
+    if any(isinstance(module, nn.Dropout) and module.p for module in backbone.modules()):
+        backbone.register_forward_pre_hook(functools.partial(_draw, seeds))
     recompute_all = torch.compile(_recompute_all, backend=backend)
     recompute_cheap = torch.compile(_recompute_cheap, backend=backend)
     for index, layer in enumerate(backbone.layers):
@@ -83,6 +85,12 @@ def speed_up(model: nn.Module, recomputed_layers: int, backend: str = "inductor"
 
 def _train(model: nn.Module, mode: bool = True) -> nn.Module:
     return model if model.training == mode else type(model).train(model, mode)
+
+
+def _draw(seeds: torch.Tensor, backbone: nn.Module, args: tuple) -> None:
+    """Draw the seeds of dropout for a forward pass. A CUDA graph draws others in each replay."""
+    if backbone.training:
+        seeds.random_()
 
 
 def _add_pack_mask(backbone: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:

@@ -19,31 +19,32 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-def use_fast_linears(model: nn.Module, sharded: bool = False) -> int:
+def use_fast_linears(model: nn.Module, sharded: bool = False) -> Tensor:
     """Let each 4-bit layer of `model`, with or without LoRA, and each plain one with LoRA compute by the operator.
 
     Call it after the adapter is added (by `get_peft_model` or the trainer). Parameters, their names and saved files do
-    not change. A LoRA layer with dropout, DoRA or several adapters keeps PEFT's forward pass over the fast base layer.
+    not change. A LoRA layer with DoRA or several adapters keeps PEFT's forward pass over the fast base layer.
 
     Args:
         model: With 4-bit layers of bitsandbytes.
         sharded: FSDP will shard the weights, so a layer must read its weight at each call, when it is whole.
 
     Returns:
-        Number of 4-bit layers.
+        The seeds of the layers with LoRA (64 bits each), which decide what dropout leaves out: the caller draws them
+        anew before each forward pass, and not before its backward pass has ended.
     """
-    layers = 0
+    types = (*FAST, *FAST.values())  # the latter by an earlier call
+    adapted = [module for module in model.modules() if type(module) in types and _is_plain_lora(module)]
+    seeds = torch.zeros(len(adapted), dtype=torch.int64, device=next(model.parameters()).device)
+    for module, seed in zip(adapted, seeds, strict=True):
+        module.seed = seed
+        module.__class__ = FAST.get(type(module), type(module))
     for module in model.modules():
-        if type(module) is LoraLinear4bit and _is_plain_lora(module):
-            module.__class__ = FastLoraLinear4bit
-        elif type(module) is LoraLinear and _is_plain_lora(module):
-            module.__class__ = FastLoraLinear
-        elif type(module) is bnb.nn.Linear4bit:
+        if type(module) is bnb.nn.Linear4bit:
             module.scales = scales_of(module.weight.quant_state)
             module.codes = None if sharded else module.weight.data.as_subclass(Tensor).view(torch.uint8)
             module.__class__ = FastLinear4bit
-            layers += 1
-    return layers
+    return seeds
 
 
 def prepare_sharding(model: nn.Module, gpu: torch.device) -> None:
@@ -69,25 +70,25 @@ class FastLinear4bit(bnb.nn.Linear4bit):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., in_features) to (..., out_features); computes in the layer's compute dtype, returns x's."""
-        y = nf4_linear(x.to(self.compute_dtype), self.packed, self.out_features, None, None, 0.0)
+        y = nf4_linear(x.to(self.compute_dtype), self.packed, self.out_features)
         return (y if self.bias is None else y + self.bias.to(y.dtype)).to(x.dtype)
 
 
 class FastLoraLinear4bit(LoraLinear4bit):
-    """A 4-bit layer with one LoRA adapter, without dropout."""
+    """A 4-bit layer with one LoRA adapter."""
 
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
-        """Map x (..., in_features) to (..., out_features): x W' + scale * x A' B' + bias."""
+        """Map x (..., in_features) to (..., out_features): x W' + scale * dropout(x) A' B' + bias."""
         if self.disable_adapters or self.merged:
             return super().forward(x, *args, **kwargs)
         return _with_lora(self, x, self.base_layer.packed, self.base_layer.compute_dtype)
 
 
 class FastLoraLinear(LoraLinear):
-    """A layer that is not quantized with one LoRA adapter, without dropout."""
+    """A layer that is not quantized with one LoRA adapter."""
 
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
-        """Map x (..., in_features) to (..., out_features): x W' + scale * x A' B' + bias."""
+        """Map x (..., in_features) to (..., out_features): x W' + scale * dropout(x) A' B' + bias."""
         if self.disable_adapters or self.merged:
             return super().forward(x, *args, **kwargs)
         return _with_lora(self, x, [self.base_layer.weight], self.base_layer.weight.dtype)
@@ -96,8 +97,13 @@ class FastLoraLinear(LoraLinear):
 def _with_lora(module: LoraLinear4bit | LoraLinear, x: Tensor, packed: list[Tensor], dtype: torch.dtype) -> Tensor:
     (name,) = module.active_adapters
     base, a, b = module.base_layer, module.lora_A[name].weight, module.lora_B[name].weight
-    y = nf4_linear(x.to(dtype), packed, base.out_features, a, b, module.scaling[name])
+    dropout = getattr(module.lora_dropout[name], "p", 0.0) if module.training else 0.0  # nn.Identity without dropout
+    seed = module.seed if dropout else None
+    y = nf4_linear(x.to(dtype), packed, base.out_features, a, b, module.scaling[name], dropout, seed)
     return (y if base.bias is None else y + base.bias.to(y.dtype)).to(x.dtype)
+
+
+FAST = {LoraLinear4bit: FastLoraLinear4bit, LoraLinear: FastLoraLinear}
 
 
 def _is_plain_lora(module: LoraLinear4bit | LoraLinear) -> bool:
@@ -106,8 +112,7 @@ def _is_plain_lora(module: LoraLinear4bit | LoraLinear) -> bool:
     if len(module.active_adapters) != 1:
         return False
     (name,) = module.active_adapters
-    without_dropout = isinstance(module.lora_dropout[name], nn.Identity)
-    return name in module.lora_A and without_dropout and not module.lora_variant and not module.lora_bias[name]
+    return name in module.lora_A and not module.lora_variant and not module.lora_bias[name]
 
 
 def scales_of(state: QuantState) -> list[Tensor]:
@@ -146,9 +151,27 @@ def dequantize(packed: list[Tensor], out_features: int, dtype: torch.dtype) -> T
 
 
 def nf4_linear(
-    x: Tensor, packed: list[Tensor], out_features: int, lora_a: Tensor | None, lora_b: Tensor | None, scale: float
+    x: Tensor,
+    packed: list[Tensor],
+    out_features: int,
+    lora_a: Tensor | None = None,
+    lora_b: Tensor | None = None,
+    scale: float = 0.0,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
 ) -> Tensor:
-    """x W' + scale * x A' B' for x (..., in), W (out, in) 4-bit, A (r, in), B (out, r); A and B None without LoRA."""
+    """x W' + scale * dropout(x) A' B'.
+
+    Args:
+        x: (..., in).
+        packed: W (out, in), as `dequantize` takes it.
+        out_features: Rows of W.
+        lora_a: A (r, in); None without LoRA.
+        lora_b: B (out, r).
+        scale: LoRA's factor.
+        dropout: Share of x's elements that LoRA does not see.
+        seed: A 64-bit scalar that decides which, if there are any. Recomputing the layer must find the same one.
+    """
     # Reshaping and casting here, outside the operator, costs nothing once compiled.
     rows = x.flatten(0, -2)
     low = None
@@ -156,24 +179,21 @@ def nf4_linear(
         lora_a, lora_b = lora_a.to(x.dtype), lora_b.to(x.dtype)
         # x A' is computed outside the operator, so recomputation can repeat it without the large product. It is
         # detached because the operator's backward pass includes its gradients.
-        low = functional.linear(rows.detach(), lora_a.detach())
-    y = torch.ops.qlora.nf4_linear(rows, low, packed, out_features, lora_a, lora_b, scale)
+        seen = rows.detach() if seed is None else torch.ops.qlora.dropped(rows.detach(), seed, dropout)
+        low = functional.linear(seen, lora_a.detach())
+    y = torch.ops.qlora.nf4_linear(rows, low, packed, out_features, lora_a, lora_b, scale, dropout, seed)
     return y.view(*x.shape[:-1], out_features)
 
 
 # Not registered by `torch.library.custom_op`, because its checks at each call slow short packs down.
 LIBRARY = torch.library.Library("qlora", "DEF")
-LIBRARY.define(
-    "nf4_linear(Tensor x, Tensor? low, Tensor[] packed, int out_features, Tensor? lora_a, Tensor? lora_b, float scale)"
-    " -> Tensor"
-)
-LIBRARY.define(
-    "nf4_linear_backward(Tensor grad, Tensor x, Tensor? low, Tensor[] packed, Tensor? lora_a, Tensor? lora_b,"
-    " float scale) -> Tensor[]"
-)
+LORA = "Tensor? lora_a, Tensor? lora_b, float scale, float dropout, Tensor? seed"
+LIBRARY.define(f"nf4_linear(Tensor x, Tensor? low, Tensor[] packed, int out_features, {LORA}) -> Tensor")
+LIBRARY.define(f"nf4_linear_backward(Tensor grad, Tensor x, Tensor? low, Tensor[] packed, {LORA}) -> Tensor[]")
+LIBRARY.define("dropped(Tensor x, Tensor seed, float dropout) -> Tensor")
 
 
-def _linear(x, low, packed, out_features, lora_a, lora_b, scale):
+def _linear(x, low, packed, out_features, lora_a, lora_b, scale, dropout, seed):
     weight = dequantize(packed, out_features, x.dtype)
     if low is None:
         return x @ weight.t()
@@ -181,14 +201,27 @@ def _linear(x, low, packed, out_features, lora_a, lora_b, scale):
     return _scaled_product(scale, low, lora_b.t()).addmm_(x, weight.t())
 
 
-def _linear_backward(grad, x, low, packed, lora_a, lora_b, scale):
+def _linear_backward(grad, x, low, packed, lora_a, lora_b, scale, dropout, seed):
     weight = dequantize(packed, grad.shape[1], grad.dtype)
     if low is None:
         return [grad @ weight]
     grad_low = _scaled_product(scale, grad, lora_b)
-    grad_a = grad_low.t() @ x
     grad_b = _scaled_product(scale, grad.t(), low)
-    return [(grad_low @ lora_a).addmm_(grad, weight), grad_a, grad_b]
+    grad_seen = grad_low @ lora_a
+    if seed is not None:  # the same elements as in the forward pass, which need not be kept
+        x, grad_seen = _dropped(x, seed, dropout), _dropped(grad_seen, seed, dropout)
+    grad_a = grad_low.t() @ x
+    return [grad_seen.addmm_(grad, weight), grad_a, grad_b]
+
+
+def _dropped(x: Tensor, seed: Tensor, dropout: float) -> Tensor:
+    """x with a share of its elements set to 0 and the others scaled up (Srivastava et al., "Dropout", 2014)."""
+    if x.is_cuda:
+        from qlora.kernels.dropout_kernel import drop_on_gpu
+
+        return drop_on_gpu(x, seed, dropout)
+    kept = torch.rand(x.shape, generator=torch.Generator().manual_seed(int(seed))) >= dropout
+    return x * kept / (1 - dropout)
 
 
 def _scaled_product(scale: float, a: Tensor, b: Tensor) -> Tensor:
@@ -196,30 +229,35 @@ def _scaled_product(scale: float, a: Tensor, b: Tensor) -> Tensor:
     return a.new_empty(a.shape[0], b.shape[1]).addmm_(a, b, beta=0, alpha=scale)
 
 
-def _linear_fake(x, low, packed, out_features, lora_a, lora_b, scale):
+def _linear_fake(x, low, packed, out_features, lora_a, lora_b, scale, dropout, seed):
     return x.new_empty(x.shape[0], out_features)
 
 
-def _linear_backward_fake(grad, x, low, packed, lora_a, lora_b, scale):
+def _linear_backward_fake(grad, x, low, packed, lora_a, lora_b, scale, dropout, seed):
     return [given.new_empty(given.shape) for given in ([x] if low is None else [x, lora_a, lora_b])]
 
 
 def _keep(ctx, inputs, output):
-    x, low, packed, _, lora_a, lora_b, ctx.scale = inputs
-    ctx.has_lora = low is not None
-    ctx.save_for_backward(x, *([low, lora_a, lora_b] if ctx.has_lora else []), *packed)
+    x, low, packed, _, lora_a, lora_b, ctx.scale, ctx.dropout, seed = inputs
+    ctx.has_lora, ctx.has_seed = low is not None, seed is not None
+    ctx.save_for_backward(
+        x, *([low, lora_a, lora_b] if ctx.has_lora else []), *([seed] if ctx.has_seed else []), *packed
+    )
 
 
 def _autograd(ctx, grad):
     x, *rest = ctx.saved_tensors
-    low, lora_a, lora_b, *packed = rest if ctx.has_lora else [None, None, None, *rest]
-    grads = torch.ops.qlora.nf4_linear_backward(grad, x, low, packed, lora_a, lora_b, ctx.scale)
+    low, lora_a, lora_b, *rest = rest if ctx.has_lora else [None, None, None, *rest]
+    seed, *packed = rest if ctx.has_seed else [None, *rest]
+    grads = torch.ops.qlora.nf4_linear_backward(grad, x, low, packed, lora_a, lora_b, ctx.scale, ctx.dropout, seed)
     grad_x, grad_a, grad_b = grads if ctx.has_lora else [*grads, None, None]
-    return grad_x, None, [None] * len(packed), None, grad_a, grad_b, None
+    return grad_x, None, [None] * len(packed), None, grad_a, grad_b, None, None, None
 
 
 LIBRARY.impl("nf4_linear", _linear, "CompositeExplicitAutograd")
 LIBRARY.impl("nf4_linear_backward", _linear_backward, "CompositeExplicitAutograd")
+LIBRARY.impl("dropped", _dropped, "CompositeExplicitAutograd")
+torch.library.register_fake("qlora::dropped", lambda x, seed, dropout: x.new_empty(x.shape), lib=LIBRARY)
 torch.library.register_fake("qlora::nf4_linear", _linear_fake, lib=LIBRARY)
 torch.library.register_fake("qlora::nf4_linear_backward", _linear_backward_fake, lib=LIBRARY)
 torch.library.register_autograd("qlora::nf4_linear", _autograd, setup_context=_keep, lib=LIBRARY)
