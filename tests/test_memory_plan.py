@@ -73,6 +73,20 @@ def test_predicted_peaks_are_within_a_tenth_of_the_measured(shapes, name, pack_t
 
 
 @pytest.mark.parametrize(
+    ("name", "pack_tokens", "recomputed_layers", "measured"),
+    [
+        ("llama3-8b", 2732, 0, 15.06),
+        ("llama3-8b", 4096, 0, 19.04),
+        ("llama3-8b", 2048, 32, 7.24),
+        ("smollm2-135m", 2789, 0, 1.37),
+    ],
+)
+def test_predicted_peaks_with_cuda_graphs_are_those_measured(shapes, name, pack_tokens, recomputed_layers, measured):
+    predicted = memory.predict(shapes[name], pack_tokens, recomputed_layers, "adamw", captured=True).peak
+    assert predicted == pytest.approx(measured * GB, rel=0.1)
+
+
+@pytest.mark.parametrize(
     ("name", "pack_tokens", "measured"),
     [("llama3-8b", 4096, 8.11), ("llama3-8b", 16384, 14.56), ("mistral-7b", 616, 5.68)],
 )
@@ -127,8 +141,9 @@ def test_more_memory_never_makes_a_run_slower(shapes, train):
 
 
 def test_low_memory_profile(shapes, train):
-    assert memory.choose(shapes["llama3-8b"], card(80), with_memory(train, "low"), 1024, 16384).peak <= 7.2 * GB
-    assert memory.choose(shapes["mistral-7b"], card(80), with_memory(train, "low"), 1024, 4096).peak <= 6.0 * GB
+    # 0.3 GB of it are for validation, which cannot use the memory of the graphs.
+    assert memory.choose(shapes["llama3-8b"], card(80), with_memory(train, "low"), 1024, 16384).peak <= 7.35 * GB
+    assert memory.choose(shapes["mistral-7b"], card(80), with_memory(train, "low"), 1024, 4096).peak <= 6.2 * GB
 
 
 def test_high_memory_profile_recomputes_no_layer(shapes, train):

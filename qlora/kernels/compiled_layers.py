@@ -23,6 +23,13 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 PACK_MULTIPLE = 128  # flex_attention's block size; a part of a block costs as much as a whole one
 
+# flex_attention's own blocks are for heads up to this size; of wider ones they outgrow a multiprocessor's memory. These
+# were the fastest of four choices for heads of 512 (Gemma 4) on an H200.
+WIDEST_HEAD = 256
+WIDE_HEADS = {"fwd_BLOCK_M": 64, "fwd_BLOCK_N": 32, "num_warps": 8, "num_stages": 1} | dict.fromkeys(
+    ("bwd_BLOCK_M1", "bwd_BLOCK_N1", "bwd_BLOCK_M2", "bwd_BLOCK_N2"), 32
+)
+
 KINDS = {"full_attention", "sliding_attention"}  # of layers, whose masks are built here
 # Operators whose results a layer keeps when it recomputes only cheap ones: products and attention.
 EXPENSIVE = {
@@ -154,6 +161,8 @@ def _ordered(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _forward(compiled, layer: nn.Module, hidden_states, *args, **kwargs):
+    if getattr(getattr(layer, "self_attn", None), "head_dim", 0) > WIDEST_HEAD:
+        kwargs["kernel_options"] = WIDE_HEADS
     # The collator's arguments for FlashAttention differ from pack to pack. Nothing here reads them, and every new value
     # would cause a compilation.
     for name in ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"):

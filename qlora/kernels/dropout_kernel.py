@@ -9,16 +9,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 1024
+BLOCK = 2048
+PARTS = tl.constexpr(8)  # elements that share one call of Philox, which is most of the work: 16 bits decide on each
 
 
 @triton.jit
 def _drop(x, seed, out, count, dropout, BLOCK: tl.constexpr):
-    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = place < count
-    kept = tl.rand(tl.load(seed), place) >= dropout
-    value = tl.load(x + place, mask=inside).to(tl.float32) / (1 - dropout)
-    tl.store(out + place, tl.where(kept, value, 0.0).to(out.dtype.element_ty), mask=inside)
+    part: tl.constexpr = BLOCK // PARTS
+    first = tl.program_id(0) * BLOCK + tl.arange(0, part)
+    draws = tl.randint4x(tl.load(seed), tl.program_id(0) * part + tl.arange(0, part))
+    for number in tl.static_range(PARTS):
+        bits = (draws[number // 2].to(tl.uint32, bitcast=True) >> (16 * (number % 2))) & 0xFFFF
+        place = first + number * part
+        inside = place < count
+        value = tl.load(x + place, mask=inside).to(tl.float32) / (1 - dropout)
+        value = tl.where(bits.to(tl.float32) >= dropout * 65536, value, 0.0)
+        tl.store(out + place, value.to(out.dtype.element_ty), mask=inside)
 
 
 def drop_on_gpu(x: Tensor, seed: Tensor, dropout: float) -> Tensor:

@@ -75,9 +75,11 @@ class MicroBatches:
 
     def __init__(self, model: PeftModel, sizes: list[Size], dtype: torch.dtype | None, pad: int):
         self.model, self.sizes, self.dtype = model.get_base_model(), sizes, dtype
-        self.learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        for parameter in learned:
+            parameter.grad = torch.zeros_like(parameter)
         self.graphs: dict[Size, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
-        longest, device = sizes[-1].tokens, self.learned[0].device
+        longest, device = sizes[-1].tokens, learned[0].device
         self.filler = {"input_ids": pad, "position_ids": 0, "labels": IGNORED}
         # Each token of the filling is a row of its own (position 0), which nothing attends to and nothing learns from.
         self.inputs = {
@@ -92,8 +94,6 @@ class MicroBatches:
         Raises:
             torch.OutOfMemoryError: if the largest does not fit.
         """
-        for parameter in self.learned:
-            parameter.grad = torch.zeros_like(parameter)
         beside = torch.cuda.Stream()
         beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(beside):
@@ -121,7 +121,7 @@ class MicroBatches:
         """Forward and backward of what the inputs hold; the loss, which is part of the step's."""
         inputs = {name: tensor[:, : size.tokens] for name, tensor in self.inputs.items()}
         labels = inputs.pop("labels")[0]
-        with torch.autocast("cuda", self.dtype, enabled=self.dtype is not None):
+        with torch.autocast(labels.device.type, self.dtype, enabled=self.dtype is not None):
             hidden = self.model.base_model(**inputs, use_cache=False).last_hidden_state[0]
             loss = negative_log_likelihood(self.model, hidden, labels, size.supervised) / self.supervised
         loss.backward()
@@ -137,12 +137,16 @@ class MicroBatches:
         Returns:
             The pack's part of the step's loss; the next call overwrites it.
         """
+        graph, loss = self.graphs[self.fill(pack, supervised)]
+        graph.replay()
+        return loss
+
+    def fill(self, pack: dict[str, Tensor], supervised: Tensor) -> Size:
+        """Copy a pack to where the graphs read it; its size."""
         tokens = pack["input_ids"].shape[1]
         size = next(size for size in self.sizes if size.tokens >= tokens)
         for name, tensor in self.inputs.items():
             tensor[:, :tokens].copy_(pack[name])
             tensor[:, tokens : size.tokens].fill_(self.filler[name])
         self.supervised.copy_(supervised)
-        graph, loss = self.graphs[size]
-        graph.replay()
-        return loss
+        return size

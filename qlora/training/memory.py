@@ -207,7 +207,7 @@ def predict(
     optimizer: str,
     compiled: bool = True,
     shards: int = 1,
-    processes: int = 1,
+    captured: bool = False,
 ) -> MemoryPlan:
     """The peak memory of a layout.
 
@@ -220,7 +220,7 @@ def predict(
         compiled: Compiled layers, or plain ones, which checkpoint all activations and fuse nothing.
         shards: Devices that share the layers. Each also holds the embeddings, the head, the scales of all 4-bit
             weights, and two whole layers: the one being computed and the one being gathered.
-        processes: That share the rows of a step. A single one runs compiled layers as CUDA graphs.
+        captured: Whether micro-batches run as CUDA graphs, whose memory nothing else can use.
     """
     codes, scales, dequantized = shape.quantized / 2, shape.quantized * (NF4 - 0.5), shape.largest * BF16
     if not shape.in_4_bits:
@@ -240,7 +240,6 @@ def predict(
     in_backward = token * (working + ROUTED_COPIES * shape.routed) + dequantized
     # For each token the hidden state twice, and its gradient in 32 and in 16 bits.
     in_head = min(pack_tokens, 4096) * HEAD_CHUNK * BF16 + token * 5 * shape.hidden
-    captured = compiled and shards == 1 and processes == 1
     validated = min(pack_tokens, VALIDATION_TOKENS)
     in_validation = validated * BF16 * (working + ROUTED_COPIES * shape.routed) + dequantized
     in_validation = max(in_validation, validated * (HEAD_CHUNK + 5 * shape.hidden) * BF16)
@@ -261,8 +260,7 @@ def predict(
 
 def predict_on_cpu(shape: Shape, pack_tokens: int, optimizer: str) -> MemoryPlan:
     """The peak memory of training on a CPU, without activation checkpointing."""
-    plan = predict(shape, pack_tokens, 0, optimizer)
-    plan = replace(plan, compiled=False, captured=False, validation=0, libraries=CPU_LIBRARIES)
+    plan = replace(predict(shape, pack_tokens, 0, optimizer), compiled=False, libraries=CPU_LIBRARIES)
     return replace(plan, activations=CPU_ACTIVATIONS * plan.activations)
 
 
@@ -309,9 +307,10 @@ def choose(
         levels = [0]
     shards = device.count if device.sharded else 1
     layouts = [
-        predict(shape, length, level, train.optimizer, compiled, shards, device.count)
+        predict(shape, length, level, train.optimizer, compiled, shards, captured)
         for length in lengths
         for level in levels
+        for captured in ([True, False] if compiled and device.count == 1 else [False])
     ]
     fitting = [layout for layout in layouts if layout.peak <= device.free * USABLE]
     if not fitting:
