@@ -145,7 +145,7 @@ def sft_config(params: Params, steps: Steps, plan: MemoryPlan, here: Device, sav
         fsdp=here.sharded or None,
         logging_steps=1,
         logging_nan_inf_filter=False,
-        accelerator_config={"non_blocking": True},  # packs are copied to the GPU while it computes
+        accelerator_config={"non_blocking": here.is_gpu},  # packs are copied to the GPU while it computes
         eval_strategy="steps",
         eval_steps=train.eval_steps,
         save_strategy="steps",

@@ -190,7 +190,7 @@ def project_trainer(
                 use_cpu=not on_gpu,
                 optim="adamw_torch_fused" if on_gpu else "adamw_torch",
                 gradient_checkpointing=not plan.compiled,
-                accelerator_config={"non_blocking": True},
+                accelerator_config={"non_blocking": on_gpu},
                 padding_free=True,
                 pad_to_multiple_of=compiled_layers.PACK_MULTIPLE if plan.compiled else None,
             ),
