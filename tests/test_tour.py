@@ -1,6 +1,5 @@
 """docs/tour.md, followed word by word on a tiny model: each command of it ends well and prints what the tour shows."""
 
-import os
 import re
 import shutil
 import subprocess
