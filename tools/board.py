@@ -80,7 +80,8 @@ def main() -> None:
         answers, missing = [], str(refusal)
     title = f"{params.data.name} for {params.model.id}"
     write_text(options.output, board_page.render(title, runs, answers, missing))
-    print(f"{len(runs)} runs, {len(answers)} rows with their answers: open {options.output} in a browser")
+    counted = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
+    print(f"{counted}, {len(answers)} rows with their answers: open {options.output} in a browser")
 
 
 def find_runs() -> list[Run]:
