@@ -18,6 +18,7 @@ from qlora.rows.prepared import evenly
 from qlora.runtime.console import Refusal, run_stage, summary
 from qlora.runtime.outputs import new_folder, write_json
 from qlora.source import base_model
+from qlora.weights.made import check_made
 
 from safetensors import safe_open
 
@@ -27,7 +28,7 @@ ROWS = 64  # training rows that must be tokenized as in training
 
 def main() -> None:
     adapter, output = ARTIFACTS["adapter"], ARTIFACTS[ADAPTER_GGUF]
-    adapter.check_made()
+    check_made(adapter)
     tools.find()
     base = base_model.locate(adapter.folder)
     chat = base_model.load_chat(adapter.folder)

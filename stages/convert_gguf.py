@@ -25,6 +25,7 @@ from qlora.source import base_model
 from qlora.source.tokenizer import name_of
 from qlora.weights import tower
 from qlora.weights.files import weights_bytes
+from qlora.weights.made import check_made
 
 import torch
 from transformers import AutoConfig, PretrainedConfig
@@ -37,7 +38,7 @@ CHUNK_TOKENS = 512  # of the importance matrix, llama-imatrix's default
 def main() -> None:
     params = load_params()
     settings, merged, bf16 = params.gguf, ARTIFACTS["merged"].folder, ARTIFACTS["bf16"]
-    ARTIFACTS["merged"].check_made()
+    check_made(ARTIFACTS["merged"])
     tools.find()
     chat = load_chat(merged)
     config = AutoConfig.from_pretrained(merged)

@@ -26,6 +26,7 @@ from qlora.scoring import llama_run, top_tokens, transformers_run
 from qlora.scoring.results import Results, language_metrics, records
 from qlora.source import base_model
 from qlora.weights.files import weights_bytes
+from qlora.weights.made import check_made
 
 import torch
 
@@ -38,7 +39,7 @@ def main() -> None:
     # Settings
     artifact, processes = parse_arguments()
     params = load_params()
-    artifact.check_made()
+    check_made(artifact)
     check_writable(ANSWERS)
     base = base_model.locate(artifact.folder)
     chat = base_model.load_chat(artifact.folder)

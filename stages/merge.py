@@ -25,6 +25,7 @@ from qlora.runtime.outputs import check_disk, new_folder, write_json
 from qlora.source import base_model, tokenizer
 from qlora.weights import quantized
 from qlora.weights.files import INDEX, shards, weights_bytes
+from qlora.weights.made import check_made
 
 import torch
 from tqdm import tqdm
@@ -38,6 +39,7 @@ def main() -> None:
     params = load_params()
     merge = params.merge
     adapter, merged = ARTIFACTS["adapter"].folder, ARTIFACTS["merged"].folder
+    check_made(ARTIFACTS["adapter"])
     base = base_model.locate(adapter)
     dtype = getattr(torch, merge.dtype)
 

@@ -15,6 +15,7 @@ from qlora.llama_cpp import tools
 from qlora.recipe.artifacts import ARTIFACTS, BASE_RECORD, FIT, GGUF_TYPES, NEEDS_MATRIX, PLAIN, PROJECTOR, find
 from qlora.runtime.console import Refusal, run_stage, summary
 from qlora.runtime.outputs import new_folder
+from qlora.weights.made import check_made
 
 
 def main() -> None:
@@ -27,7 +28,7 @@ def main() -> None:
             f"{name!r} is no type; those are {', '.join(GGUF_TYPES)}, and sizes such as fit-4.5bpw or fit-100MB"
         )
     artifact = find(name)
-    source.check_made()
+    check_made(source)
     matrix = source.folder / "imatrix.gguf"
     if artifact.name.endswith(PLAIN) or not matrix.is_file():
         matrix = None

@@ -22,6 +22,7 @@ from qlora.runtime.outputs import check_disk, new_folder
 from qlora.weights import compressed, loading
 from qlora.weights.architecture import skeleton
 from qlora.weights.files import opened, shards, weights_bytes
+from qlora.weights.made import check_made
 
 import torch
 from datasets import Dataset
@@ -36,7 +37,7 @@ def main() -> None:
     artifact = ARTIFACTS[parser.parse_args().type]
     params = load_params()
     settings = params.vllm
-    ARTIFACTS["merged"].check_made()
+    check_made(ARTIFACTS["merged"])
     model_shape = skeleton(MERGED)
     compressed.check(model_shape, [artifact.name], settings.group_size)
     check_disk(artifact.name, weights_bytes(MERGED) // 2, MERGED)  # embeddings stay in 16 bits

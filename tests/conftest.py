@@ -15,8 +15,10 @@ from qlora.runtime.outputs import write_json
 from qlora.source import base_model
 from stages import prepare_dataset
 
+import numpy as np
 import pytest
 import torch
+from gguf import GGUFWriter
 from repository import CODE, ROOT
 from ruamel.yaml import YAML
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
@@ -109,6 +111,16 @@ def refused(done: subprocess.CompletedProcess) -> str:
     _, error, sentence = done.stderr.rpartition("error: ")
     assert error, done.stderr
     return sentence.strip()
+
+
+def write_gguf(path: Path) -> None:
+    """A small GGUF of a megabyte, without a vocabulary."""
+    writer = GGUFWriter(path, "llama")
+    writer.add_tensor("weight", np.arange(2**18, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 @contextmanager

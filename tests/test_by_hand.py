@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -108,7 +109,9 @@ def test_what_is_missing_or_damaged_names_the_stage_that_makes_it(scored, path, 
             with damaged(Path(path), content):
                 sentence = refusal_of(stage, *arguments)
             assert path in sentence
-            assert f"`dvc repro {makes}`" in sentence
+            assert re.search(rf"`dvc repro (--force --single-item )?{makes}`", sentence)
+            if content is not None and "answers other rows" not in sentence:
+                assert f"`dvc checkout --force {path}`" in sentence
             assert len(sentence) < 400
 
 

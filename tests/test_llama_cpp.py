@@ -202,6 +202,7 @@ def test_types_that_need_a_matrix_are_refused_by_the_tool_and_before_it(gguf, tm
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models/bf16").mkdir(parents=True)
     (tmp_path / "models/bf16" / BASE_RECORD).write_text("{}")
+    (tmp_path / "models/bf16/model.gguf").symlink_to(gguf)
     monkeypatch.setattr(sys, "argv", ["quantize_gguf", "--type", type_])
     with pytest.raises(Refusal, match=rf"{type_} .*gguf\.imatrix"):
         quantize_gguf.main()

@@ -12,10 +12,12 @@ from qlora.runtime.outputs import write_json
 from qlora.source import base_model
 from tools import publish, secrets_scan
 
+import numpy as np
 import pytest
-from conftest import Workspace, refused
+from conftest import Workspace, refused, write_gguf
 from fake_hub import UploadHub, upload_hub
 from repository import ROOT
+from safetensors.numpy import save_file
 
 TOKEN = "a-token-of-this-test"
 CARD = """---
@@ -46,11 +48,11 @@ def place(tmp_path, record) -> Workspace:
     """A folder with a GGUF, an adapter and a card, as the pipeline leaves them."""
     for name in ("stages", "qlora", "tools"):
         (tmp_path / name).symlink_to(ROOT / name)
-    for name in ("Q4_K_M", "adapter", ADAPTER_GGUF, "merged"):
+    for name in ("Q4_K_M", "adapter", ADAPTER_GGUF):
         write_json(tmp_path / "models" / name / "base.json", record)
-    (tmp_path / "models/Q4_K_M/model.gguf").write_bytes(b"GGUF" + bytes(range(256)) * 4000)
+    write_gguf(tmp_path / "models/Q4_K_M/model.gguf")
     (tmp_path / "models/Q4_K_M/Modelfile").write_text("FROM ./model.gguf\n")
-    (tmp_path / "models/adapter/adapter_model.safetensors").write_bytes(b"weights" * 1000)
+    save_file({"lora_A.weight": np.ones((8, 64))}, tmp_path / "models/adapter/adapter_model.safetensors")
     config = {"base_model_name_or_path": "/home/me/secret-project/model", "r": 8}
     write_json(tmp_path / "models/adapter/adapter_config.json", config)
     (tmp_path / "results").mkdir()
@@ -206,8 +208,8 @@ def test_nothing_is_uploaded_that_holds_a_key(place, hub, kind):
 
 @pytest.mark.parametrize("name", [".env", "key.pem", "id_rsa", ".netrc"])
 def test_a_file_for_keys_is_not_uploaded(place, hub, name):
-    (place.path / "models/merged" / name).write_text("x")
-    assert name in refused(run(place, hub, type_="merged"))
+    (place.path / "models/adapter" / name).write_text("x")
+    assert name in refused(run(place, hub, type_="adapter"))
     assert hub.asked == []
 
 

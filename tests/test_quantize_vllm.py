@@ -99,6 +99,7 @@ def test_a_group_size_that_does_not_fit_is_refused_before_training(prepared, mer
 
 
 def test_a_width_that_nvfp4_cannot_group_is_refused(tiny_model):
+    pytest.importorskip("llmcompressor")
     model = skeleton(tiny_model)
     compressed.check(model, ["FP8", "NVFP4"], 128)  # a size that only W4A16 needs
     model.model.layers[0].mlp.down_proj = torch.nn.Linear(120, 64)

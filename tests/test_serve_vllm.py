@@ -36,6 +36,7 @@ def test_what_cannot_be_served_is_refused(workspace: Workspace):
     assert "run `dvc repro quantize-load-train`" in sentence
     (workspace.path / "models").mkdir()
     Path(workspace.path / "models/merged").symlink_to(workspace.path / "tiny")
+    (workspace.path / "tiny/base.json").write_text("{}")
     assert "make serve-vllm" in refused(workspace.tool("serve_vllm", **environment))
 
 

@@ -88,6 +88,7 @@ def ask_transformers(name: str, conversation: list[dict[str, str]], max_tokens: 
     from qlora.rows.chat import Unusable
     from qlora.scoring import transformers_run
     from qlora.source import base_model
+    from qlora.weights.made import check_made
 
     import torch
     import transformers
@@ -96,8 +97,7 @@ def ask_transformers(name: str, conversation: list[dict[str, str]], max_tokens: 
     artifact = find(name)
     if artifact is None or artifact.answered_by != "transformers":
         raise Refusal(f"{name!r} is no artifact; choose base, adapter, merged, bf16 or one of gguf.types or vllm.types")
-    if not artifact.is_made:
-        raise Refusal(f"{artifact.folder} is not there; run `dvc repro {artifact.stage}`, which makes it")
+    check_made(artifact)
     transformers.utils.logging.disable_progress_bar()
     base = base_model.locate(artifact.folder)
     chat = base_model.load_chat(artifact.folder)

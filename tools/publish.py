@@ -19,6 +19,7 @@ from qlora.recipe.artifacts import ADAPTER_GGUF, BASE_RECORD, PROJECTOR, Artifac
 from qlora.recipe.schema import EMBEDDED_SOURCE, Model
 from qlora.runtime.console import Refusal, run_stage, summary
 from qlora.source import base_model
+from qlora.weights.made import check_made
 from tools import secrets_scan
 
 CARD = Path("results/model_card.md")
@@ -76,7 +77,7 @@ def find_artifact(name: str) -> Artifact:
         raise Refusal(
             f"TYPE={name}: publish adapter, merged, or one of gguf.types, gguf.adapters or vllm.types (params.yaml)"
         )
-    artifact.check_made()
+    check_made(artifact)
     if not CARD.is_file():
         raise Refusal(f"{CARD} is not there; run `dvc repro report`, which writes it")
     return artifact

@@ -21,6 +21,7 @@ from qlora.runtime import machine
 from qlora.runtime.console import Refusal, run_stage, summary
 from qlora.runtime.inputs import read_json
 from qlora.source import base_model
+from qlora.weights.made import check_made
 from tools import serving
 
 from transformers import AutoConfig
@@ -47,13 +48,8 @@ def serve() -> None:
     llama_server.free_port(options.host, options.port)
     artifact = ARTIFACTS[options.artifact]
     is_adapter = artifact.name == "adapter"
-    if is_adapter:
-        artifact.check_made()
+    check_made(artifact)
     folder = base_model.locate(artifact.folder) if is_adapter else artifact.folder
-    if not (folder / "config.json").is_file():
-        if artifact.name in VLLM_TYPES and artifact.name not in params.vllm.types:
-            raise Refusal(f"{folder} is not there; add it to vllm.types (params.yaml), and `make llm-compressor repro`")
-        raise Refusal(f"{folder} is not there; run `dvc repro {artifact.stage}`, which makes it")
     python = ENVIRONMENT / "bin/python"
     if not python.exists():
         raise Refusal(f"there is no {ENVIRONMENT}: run `make serve-vllm`, which makes it")

@@ -16,11 +16,12 @@ from pathlib import Path
 from qlora.gguf import base_gguf
 from qlora.gguf.modelfile import CONTEXT
 from qlora.llama_cpp import server as llama_server
-from qlora.recipe.artifacts import ADAPTER_GGUF, ARTIFACTS, VLLM_TYPES, Artifact, find
+from qlora.recipe.artifacts import ADAPTER_GGUF, ARTIFACTS, VLLM_TYPES, find
 from qlora.recipe.schema import Params
 from qlora.reporting import summary
 from qlora.runtime import machine
 from qlora.runtime.console import Refusal
+from qlora.weights.made import check_made
 
 from gguf import GGUFReader
 
@@ -56,7 +57,7 @@ def find_gguf(artifact: str, params: Params) -> Path:
     """The GGUF that serves `artifact`; that of the base model is converted once, into a per-user cache.
 
     Raises:
-        Refusal: if it is no artifact, cannot be served alone, or was not made yet.
+        Refusal: if it is no artifact, cannot be served alone, was not made yet, or is damaged.
     """
     if artifact == "adapter":
         raise Refusal(
@@ -65,24 +66,15 @@ def find_gguf(artifact: str, params: Params) -> Path:
         )
     if artifact in VLLM_TYPES:
         raise Refusal(f'{artifact} is for vLLM: make serve-vllm ARGS="--artifact {artifact}"')
-    if artifact == ADAPTER_GGUF:
-        _check_there(ARTIFACTS[ADAPTER_GGUF])
     if artifact in ("base", ADAPTER_GGUF):
+        check_made(ARTIFACTS[artifact])
         return base_gguf.converted(ARTIFACTS["base"].folder)
     known = ["base", "merged", "bf16", *params.gguf.adapters, *params.gguf.types]
     served = find("bf16" if artifact == "merged" else artifact)  # the same weights
     if served is None or not (served.gguf.is_file() or artifact in known):
         raise Refusal(f"{artifact!r} is no artifact that can be served; choose from {', '.join(known)}")
-    _check_there(served)
+    check_made(served)
     return served.gguf
-
-
-def _check_there(artifact: Artifact) -> None:
-    if not artifact.gguf.is_file():
-        raise Refusal(
-            f"{artifact.gguf} is not there; run `dvc repro {artifact.stage}`, which makes it, or "
-            f"`dvc pull {artifact.folder}`"
-        )
 
 
 def check_key(host: str, variable: str) -> str | None:

@@ -5,11 +5,11 @@ import tempfile
 from pathlib import Path
 
 from qlora.llama_cpp import tools
-from qlora.recipe.artifacts import BASE_RECORD, find
+from qlora.recipe.artifacts import BASE_RECORD
 from qlora.runtime import machine
-from qlora.runtime.console import Refusal
 from qlora.source import base_model
 from qlora.weights.files import INDEX, shards
+from qlora.weights.made import is_whole
 
 
 def converted(record_folder: Path) -> Path:
@@ -19,16 +19,15 @@ def converted(record_folder: Path) -> Path:
         Refusal: if there is no record, or the model cannot be had or converted.
     """
     record = record_folder / BASE_RECORD
-    if not record.is_file():
-        raise Refusal(f"{record} is not there; run `dvc repro {find(record_folder.name).stage}`, which makes it")
+    model = base_model.recorded(record_folder)
     from qlora.source import tokenizer  # transformers takes seconds to import
 
     cache = machine.cache_folder("gguf")
     gguf = cache / f"{hashlib.sha256(record.read_bytes()).hexdigest()[:16]}.gguf"
-    if not gguf.is_file():
+    if not is_whole(gguf):
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as work:
-            folder, model = base_model.locate(record_folder), base_model.recorded(record_folder)
+            folder = base_model.locate(record_folder)
             chat, shipped = base_model.load_chat(record_folder), Path(work) / "model"
             shipped.mkdir()
             tokenizer.save(chat, folder, shipped)

@@ -56,8 +56,8 @@ def read(path: Path) -> Contents:
         reader = GGUFReader(path)
     except (ValueError, IndexError, KeyError) as error:
         raise Refusal(
-            f"{path} is truncated, or no GGUF file ({path.stat().st_size:,} bytes; {error}): make it again with "
-            "`dvc repro --force` of the stage that writes it"
+            f"{path} is truncated, or no GGUF file ({path.stat().st_size:,} bytes; {error}): check the disk, "
+            "and run the same again"
         ) from None
 
     def value(key: str):

@@ -102,7 +102,7 @@ def check_against_adapter(
         likeliest = (
             "float16 cannot hold this model's numbers: set merge.dtype to bfloat16"
             if dtype == torch.float16
-            else f"{adapter} is not as training wrote it: run `dvc repro --force quantize-load-train`"
+            else f"{adapter} is not as training wrote it: run `dvc repro --force --single-item quantize-load-train`"
         )
         raise Refusal(
             f"the merged model's logits differ from the adapter's by {difference:.3f} of their spread (at most "

@@ -19,7 +19,6 @@ from qlora.weights.quantized import Quantized, dequantize
 
 import bitsandbytes.functional as bnb
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 EXPERTS = (".experts.weight", ".experts.base_layer.weight")  # PEFT's names of updates of a module's parameters
@@ -121,7 +120,7 @@ def read_changes(adapter: Path, base: Path, quantized: Quantized, from_4_bits: b
         from_4_bits: Whether the merge starts from that.
 
     Raises:
-        Refusal: if the adapter is missing or broken, or is not plain LoRA.
+        Refusal: if the adapter is not plain LoRA.
     """
     tower.names_in_files(base)  # refuses files that lack a weight
     prefixes, trained = tower.prefixes(base), parameters.of_folder(base)
@@ -156,13 +155,10 @@ def read_updates(adapter: Path) -> dict[str, Update]:
     """The adapter's updates, by the whole model's tensor names.
 
     Raises:
-        Refusal: if the adapter is missing or broken, or is not plain LoRA.
+        Refusal: if the adapter is not plain LoRA.
     """
-    try:
-        config = json.loads((adapter / "adapter_config.json").read_text())
-        tensors = load_file(adapter / "adapter_model.safetensors")
-    except (OSError, json.JSONDecodeError, SafetensorError) as error:
-        raise Refusal(f"{adapter}: cannot be read ({error}); run `dvc repro quantize-load-train`") from None
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    tensors = load_file(adapter / "adapter_model.safetensors")
     if config["use_dora"] or config.get("modules_to_save"):
         raise Refusal(f"{adapter}: DoRA and modules_to_save cannot be merged shard by shard; train plain LoRA")
     scale = config["lora_alpha"] / (math.sqrt(config["r"]) if config["use_rslora"] else config["r"])

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from qlora.runtime.console import Refusal
-
 MODELS = Path("models")
 ADAPTER_GGUF = "adapter-gguf"  # the adapter for llama-server, which applies it to the base model's GGUF
 BASE_RECORD = "base.json"  # in each artifact's folder: which base model it was made from
@@ -28,6 +26,8 @@ PLAIN = "-plain"  # Q4_K_M-plain is Q4_K_M without the importance matrix, to mea
 FIT = re.compile(r"fit-(\d+(?:\.\d+)?)(bpw|MB|GB)")  # a GGUF of this size, its tensors' types chosen by measurement
 # Bits of weights and activations: 4 and 16; 8 and 8; 4 and 4, which only Blackwell GPUs multiply in 4 bits.
 VLLM_TYPES = ("W4A16-AWQ", "W4A16-GPTQ", "FP8", "NVFP4")
+# Stage -> the key that lists what it makes.
+LISTED_IN = {"quantize-gguf": "gguf.types", "convert-adapter": "gguf.adapters", "quantize-vllm": "vllm.types"}
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,9 @@ class Artifact:
         return self.folder / "model.gguf"
 
     @property
-    def is_made(self) -> bool:
-        return (self.folder / BASE_RECORD).is_file()
-
-    def check_made(self) -> None:
-        """Raise Refusal unless its stage has made it."""
-        if not self.is_made:
-            raise Refusal(f"{self.folder} is not there; run `dvc repro {self.stage}`, which makes it")
+    def listed_in(self) -> str | None:
+        """The key of params.yaml whose list has to name it; None if it is always made."""
+        return LISTED_IN.get(self.stage.partition("@")[0])
 
 
 ARTIFACTS = {

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from qlora.runtime.console import Refusal
+from qlora.runtime.inputs import missing, repair
 from qlora.runtime.outputs import write_text
 
 
@@ -33,11 +34,23 @@ def write(path: Path, records: Iterable[dict]) -> None:
 
 
 def read_made(path: Path, stage: str) -> list[dict]:
-    """All objects in `path`, which `stage` writes. Raises Refusal if it is missing or damaged."""
+    """All objects in `path`, which `stage` writes. Raises Refusal as `iterate_made`."""
+    return list(iterate_made(path, stage))
+
+
+def iterate_made(path: Path, stage: str) -> Iterator[dict]:
+    """The objects in `path`, which `stage` writes. Raises Refusal if it is missing or damaged, or holds none."""
+    if not path.is_file():
+        raise Refusal(missing(path, stage))
+    empty = True
     try:
-        return [record for _, record in read(path)]
+        for _, record in read(path):
+            empty = False
+            yield record
     except Refusal as refusal:
-        raise Refusal(f"{refusal}; run `dvc repro {stage}`, which makes it") from None
+        raise Refusal(f"{refusal}: {repair(path, stage)}") from None
+    if empty:
+        raise Refusal(f"{path} is empty: {repair(path, stage)}")
 
 
 def _object(path: Path, number: int, line: str) -> dict:

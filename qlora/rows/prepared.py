@@ -10,7 +10,7 @@ from qlora.rows import jsonl
 from qlora.rows.chat import Chat
 from qlora.rows.loss_mask import Encoded, encode, truncate
 from qlora.runtime.console import Refusal
-from qlora.runtime.inputs import read_json
+from qlora.runtime.inputs import read_json, repair
 
 from tqdm import tqdm
 
@@ -35,17 +35,11 @@ def made_from(model: Model, data: Data, train: Train) -> dict:
 
 def rows_of(split: str, folder: Path = PREPARED) -> Iterator[dict]:
     """The rows of a split, one by one. Raises Refusal if they are missing or damaged, or there are none."""
-    path, count = split_file(split, folder), 0
-    try:
-        for _, row in jsonl.read(path):
-            if "messages" not in row:
-                raise Refusal(f"{path}: a row has no messages")
-            yield row
-            count += 1
-        if not count:
-            raise Refusal(f"{path} is empty")
-    except Refusal as refusal:
-        raise Refusal(f"{refusal}; run `dvc repro prepare-dataset`, which makes it") from None
+    path = split_file(split, folder)
+    for row in jsonl.iterate_made(path, "prepare-dataset"):
+        if "messages" not in row:
+            raise Refusal(f"{path}: a row has no messages: {repair(path, 'prepare-dataset')}")
+        yield row
 
 
 def read(split: str) -> list[dict]:

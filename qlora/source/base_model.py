@@ -140,9 +140,20 @@ def locate(record_folder: Path) -> Path:
         if size != recorded_size:
             raise Refusal(
                 f"{model.id}: {name} has {size} bytes where models/base/{BASE_RECORD} recorded {recorded_size}; "
-                "if the model was changed on purpose run `dvc repro --force fetch-base`, else restore it"
+                f"{_repair(model, path)}"
             )
     return folder
+
+
+def _repair(model: Model, path: Path) -> str:
+    """How to get the recorded file `path` of `model` back, as advice."""
+    if model.is_local:
+        return (
+            "put the recorded file back, or, if the model was changed on purpose, run `dvc repro --force --single-item "
+            "fetch-base`"
+        )
+    damaged = path.parent if model.is_embedded else path.resolve()  # the cache's file, not the link to it
+    return f"run `rm -r '{damaged}'`, and the same again, which fetches it anew"
 
 
 def _record(record_folder: Path) -> dict:

@@ -37,7 +37,10 @@ def opened(shard: Path) -> Iterator[safe_open]:
         with safe_open(shard, "pt") as file:
             yield file
     except SafetensorError as error:
-        raise Refusal(f"{shard}: broken ({error}); fetch the base model again") from None
+        raise Refusal(
+            f"{shard}: broken ({error}); put the right file there, or, in the hub's cache, run "
+            f"`rm '{shard.resolve()}'` and the same again, which fetches it anew"
+        ) from None
 
 
 def tensor_names(shard: Path) -> list[str]:

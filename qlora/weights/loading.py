@@ -13,6 +13,7 @@ from qlora.runtime.console import Refusal
 from qlora.runtime.machine import available_memory
 from qlora.weights import experts, quantized, tower
 from qlora.weights.architecture import kept_plain, skeleton
+from qlora.weights.files import shards, tensor_names
 
 import torch
 from bitsandbytes.nn import Linear4bit
@@ -134,7 +135,7 @@ def plain_bytes(folder: Path, dtype: torch.dtype, config: PreTrainedConfig | Non
 def load_adapter(model: PreTrainedModel, adapter: Path, base: Path) -> "PeftModel":
     """The model of the folder `base` with the adapter, cast to the dtype in which training multiplies.
 
-    PEFT's default, float32, would take 1.5 times as long. Raises Refusal if it cannot be read, or does not fit.
+    PEFT's default, float32, would take 1.5 times as long. Raises Refusal if it does not fit.
     """
     from qlora.weights import adapter_names
 
@@ -147,9 +148,9 @@ def load_adapter(model: PreTrainedModel, adapter: Path, base: Path) -> "PeftMode
             with experts.shown_to_peft(model):
                 tuned = PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False, **names)
     except UserWarning as missing:
-        raise Refusal(f"{adapter} does not fit this model: {str(missing)[:150]}") from None
-    except SafetensorError as error:
-        raise Refusal(f"{adapter}: broken weights ({error}); run `dvc repro --force quantize-load-train`") from None
+        raise Refusal(
+            f"{adapter} does not fit this model ({str(missing)[:150]}): run `dvc repro quantize-load-train`"
+        ) from None
     use_fast_experts(tuned)
     return tuned
 
@@ -176,11 +177,10 @@ def _load(folder: Path, config: PreTrainedConfig | None, attention: str | None, 
         logging.set_verbosity_error()  # or transformers would list the other towers' weights
     try:
         return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options)
-    except SafetensorError as error:
-        raise Refusal(
-            f"{folder}: broken weights ({error}); make them again: `dvc repro --force` of the stage that writes them, "
-            "or remove the base model from its cache and run `dvc repro --force fetch-base`"
-        ) from None
+    except SafetensorError:  # which does not name the file
+        for shard in shards(folder):
+            tensor_names(shard)
+        raise
 
 
 def check_target_modules(model: PreTrainedModel, lora: Lora) -> None:
