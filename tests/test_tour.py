@@ -11,6 +11,7 @@ from repository import ROOT, environment, git, lend_environment, make_repository
 TOUR = ROOT / "docs/tour.md"
 END = "end of the command"
 CLONED = "cd qlora"  # the command after which the clone is there
+FIRST_RUN = "make repro"
 
 
 def commands() -> list[tuple[str, list[str]]]:
@@ -72,6 +73,9 @@ def test_each_command_of_the_tour_works(tmp_path, tiny_model):
         for line in filter(words, shown):
             pattern = re.compile(".*".join(re.escape(words(part)) for part in line.split("...")))
             assert any(map(pattern.fullmatch, lines)), f"{command}: {line}\n{printed}"
+        if command == FIRST_RUN:  # whose results this repository's commit has
+            git(clone, "add", ".")
+            git(clone, "commit", "-qm", "run")
         if command == CLONED:
             lend_environment(clone)
             shutil.copytree(tiny_model, clone / "tiny")
