@@ -58,7 +58,7 @@ def test_a_folder_that_was_changed_since_is_refused(tmp_path, tiny_model):
     write_json(tmp_path / "base" / BASE_RECORD, base_model.describe(model, folder))
     assert base_model.locate(tmp_path / "base") == folder
     (folder / "tokenizer_config.json").write_text("{}")
-    with pytest.raises(Refusal, match=r"tokenizer_config\.json has 2 bytes .*base\.json .*--force fetch-base"):
+    with pytest.raises(Refusal, match=r"tokenizer_config\.json has 2 bytes .*base\.json .*--single-item fetch-base"):
         base_model.locate(tmp_path / "base")
     (folder / "tokenizer_config.json").unlink()
     with pytest.raises(Refusal, match=r"tokenizer_config\.json has no bytes"):
