@@ -1,8 +1,12 @@
 """docs/tour.md, followed word by word on a tiny model: each command of it ends well and prints what the tour shows."""
 
+import os
 import re
 import shutil
+import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,13 +15,13 @@ from repository import ROOT, environment, git, lend_environment, make_repository
 TOUR = ROOT / "docs/tour.md"
 END = "end of the command"
 CLONED = "cd qlora"  # the command after which the clone is there
-FIRST_RUN = "make repro"
 
 
-def commands() -> list[tuple[str, list[str]]]:
-    """(command, lines that the tour shows below it) of all console blocks."""
+def commands(tour: str) -> list[tuple[str, list[str]]]:
+    """(command, lines that the tour shows below it) of all its blocks."""
     found: list[tuple[str, list[str]]] = []
-    for block in re.findall(r"^```console\n(.*?)^```", TOUR.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+    for kind, block in re.findall(r"^```(\w*)\n(.*?)^```", tour, re.MULTILINE | re.DOTALL):
+        assert kind == "console", f"only console blocks are run; the tour has one of another kind: {block}"
         for line in block.splitlines():
             if line.startswith("$ "):
                 found.append((line[2:], []))
@@ -31,12 +35,18 @@ def words(line: str) -> str:
     return " ".join(re.sub(r"[-+:|\d.,%/]+", " ", line).split())
 
 
+def missing(shown: list[str], printed: str) -> list[str]:
+    """The lines that the tour shows and the command did not print."""
+    lines = [words(line) for line in printed.replace("\r", "\n").splitlines()]
+    patterns = {line: ".*".join(re.escape(words(part)) for part in line.split("...")) for line in shown if words(line)}
+    return [line for line, pattern in patterns.items() if not any(re.fullmatch(pattern, real) for real in lines)]
+
+
 class Shell:
     """One bash, which keeps its folder and variables from command to command, as a reader's does."""
 
-    def __init__(self, folder: Path, variables: dict[str, str]):
-        options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        self.process = subprocess.Popen(["bash"], cwd=folder, env=variables, **options)
+    def __init__(self, process: subprocess.Popen):
+        self.process = process
 
     def run(self, command: str) -> tuple[int, str]:
         """The exit status, and what was printed."""
@@ -50,6 +60,18 @@ class Shell:
         raise AssertionError(f"bash ended in {command}: {''.join(printed)}")
 
 
+@contextmanager
+def bash(folder: Path, variables: dict[str, str]) -> Iterator[Shell]:
+    """A shell; at the end, what it left running is ended, too."""
+    options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(["bash"], cwd=folder, env=variables, start_new_session=True, **options)
+    try:
+        yield Shell(process)
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
+
+
 @pytest.mark.slow
 def test_each_command_of_the_tour_works(tmp_path, tiny_model):
     origin, clone = tmp_path / "origin", tmp_path / "qlora"
@@ -60,23 +82,27 @@ def test_each_command_of_the_tour_works(tmp_path, tiny_model):
         copy(ROOT / name, origin / name)
     make_repository(origin, tiny_model)
     git(origin, "branch", "-M", "main")
-    other = tmp_path / "gemma"
-    shutil.copytree(tiny_model, other)
-    replaced = {"URL": str(origin), "~/gemma-3-270m": str(other)}
-    shell = Shell(tmp_path, environment() | {"QLORA_VENV": ""})
-    for command, shown in commands():
-        for name, real in replaced.items():
-            command = command.replace(name, real)
-        status, printed = shell.run(command)
-        assert status == 0, f"{command}\n{printed}"
-        lines = {words(line) for line in printed.replace("\r", "\n").splitlines()}
-        for line in filter(words, shown):
-            pattern = re.compile(".*".join(re.escape(words(part)) for part in line.split("...")))
-            assert any(map(pattern.fullmatch, lines)), f"{command}: {line}\n{printed}"
-        if command == FIRST_RUN:  # whose results this repository's commit has
-            git(clone, "add", ".")
-            git(clone, "commit", "-qm", "run")
-        if command == CLONED:
-            lend_environment(clone)
-            shutil.copytree(tiny_model, clone / "tiny")
-    shell.process.terminate()
+    with bash(tmp_path, environment() | {"QLORA_VENV": ""}) as shell:
+        for command, shown in commands(TOUR.read_text(encoding="utf-8")):
+            status, printed = shell.run(command.replace("URL", str(origin)))
+            assert status == 0, f"{command}\n{printed}"
+            assert not missing(shown, printed), f"{command}\n{printed}"
+            if command == CLONED:
+                lend_environment(clone)
+                shutil.copytree(tiny_model, clone / "tiny")
+
+
+def test_a_line_that_a_command_did_not_print_is_missing():
+    printed = "Running stage 'merge':\n| base | 12.5% |\nserved at http://127.0.0.1:8080\n"
+    assert missing(["Running stage 'merge':", "| base | 1.0% |", "served at ...", "..."], printed) == []
+    assert missing(["Running stage 'report':", "| Q8_0 | 1.0% |", "served"], printed) == [
+        "Running stage 'report':",
+        "| Q8_0 | 1.0% |",
+        "served",
+    ]
+
+
+def test_a_block_that_would_not_be_run_is_refused():
+    assert commands("```console\n$ make repro\nRunning\n```\n") == [("make repro", ["Running"])]
+    with pytest.raises(AssertionError, match="another kind"):
+        commands("```bash\nmake repro\n```\n")
