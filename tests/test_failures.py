@@ -213,7 +213,10 @@ def test_a_user_without_a_name_can_run_stages_and_targets(workspace):
         "include Makefile\nwho:\n\t@python -c 'import getpass; print(getpass.getuser())'\n"
     )
     shown = subprocess.run(
-        [*NAMELESS, "make", "-f", "more.mk", "who"], cwd=workspace.path, capture_output=True, text=True
+        [*NAMELESS, "make", "--no-print-directory", "-f", "more.mk", "who"],
+        cwd=workspace.path,
+        capture_output=True,
+        text=True,
     )
     assert shown.stdout.strip() in ("12345", "user"), shown.stderr
 

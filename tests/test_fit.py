@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Workspace, make_workspace
-from gguf import GGUFReader
+from gguf import GGUFReader, GGUFWriter
 from transformers import PreTrainedModel
 
 LINEAR = "model.layers.0.mlp.up_proj"
@@ -169,8 +169,14 @@ def test_a_file_of_a_size_has_the_types_that_its_table_lists(place, monkeypatch)
     assert file.read(gguf).file_type in set(fit.FILE_TYPES.values())
 
 
-def test_a_size_without_sensitivities_is_refused(place, monkeypatch, tmp_path):
+def test_a_size_without_sensitivities_is_refused(monkeypatch, tmp_path):
     (tmp_path / "models/bf16").mkdir(parents=True)
     (tmp_path / "models/bf16" / BASE_RECORD).write_text("{}")
+    writer = GGUFWriter(tmp_path / "models/bf16/model.gguf", "llama")
+    writer.add_tensor("token_embd.weight", np.zeros((4, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
     with pytest.raises(Refusal, match=r"gguf\.sensitivity to true"):
         run(Workspace(tmp_path), monkeypatch, quantize_gguf, "--type", "fit-3MB")

@@ -167,7 +167,7 @@ def test_a_refusal_in_every_evaluating_process_is_printed_once(prepared):
     (prepared.path / "models/adapter/adapter_model.safetensors").write_bytes(b"broken")
     (prepared.path / "results/answers/adapter.json").unlink(missing_ok=True)
     done = prepared.run("evaluate", "--artifact", "adapter", "--processes", "2")
-    assert refused(done).startswith("models/adapter: ")
+    assert refused(done).startswith("models/adapter/adapter_model.safetensors is damaged")
     assert done.stderr.count("error: ") == 1
     assert not (prepared.path / "results/answers/adapter.json").exists()
 
