@@ -32,7 +32,8 @@ def commands(tour: str) -> list[tuple[str, list[str]]]:
 
 def words(line: str) -> str:
     """A line without what differs between models and machines: numbers, rules and spaces."""
-    return " ".join(re.sub(r"[-+:|\d.,%/]+", " ", line).split())
+    without_intervals = re.sub(r"\([^()]* to [^()]*\)", " ", line)
+    return " ".join(re.sub(r"[-+:|\d.,%/]+", " ", without_intervals).split())
 
 
 def missing(shown: list[str], printed: str) -> list[str]:
