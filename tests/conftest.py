@@ -13,7 +13,7 @@ from pathlib import Path
 from qlora.recipe.schema import EMBEDDED, Model
 from qlora.runtime.outputs import write_json
 from qlora.source import base_model
-from stages import prepare_dataset
+from stages import fetch_base, prepare_dataset
 
 import numpy as np
 import pytest
@@ -123,6 +123,10 @@ def write_gguf(path: Path) -> None:
     writer.close()
 
 
+class Killed(BaseException):
+    """Ends a run as SIGKILL does: nothing handles it."""
+
+
 @contextmanager
 def chromium() -> Iterator:
     """The machine's own Chromium, headless (playwright's `Browser`); the test is skipped where there is none."""
@@ -153,6 +157,17 @@ def make_workspace(folder: Path, tiny_model: Path) -> Workspace:
     shutil.copy(ROOT / "recipes/smollm2-sql.yaml", folder / "params.yaml")
     workspace = Workspace(folder)
     workspace.set(FAST)
+    return workspace
+
+
+def make_prepared(folder: Path, tiny_model: Path, changes: dict | None = None) -> Workspace:
+    """A workspace with `changes` to its recipe, in which fetch-base and prepare-dataset have run."""
+    workspace = make_workspace(folder, tiny_model)
+    workspace.set(changes or {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(workspace.path)
+        fetch_base.main()
+        prepare_dataset.main()
     return workspace
 
 

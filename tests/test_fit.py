@@ -19,7 +19,7 @@ from stages import convert_gguf, quantize_gguf
 import numpy as np
 import pytest
 import torch
-from conftest import Workspace, make_workspace
+from conftest import Workspace, make_prepared
 from gguf import GGUFReader, GGUFWriter
 from transformers import PreTrainedModel
 
@@ -95,14 +95,10 @@ def test_an_impossible_size_is_refused_and_the_sizes_that_it_names_can_be_made(n
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, tiny_model) -> Workspace:
     """A workspace whose merged model is the tiny one, with prepared rows."""
-    from stages import fetch_base, prepare_dataset
-
-    workspace = make_workspace(tmp_path_factory.mktemp("fit"), tiny_model)
-    workspace.set({"gguf.imatrix": True, "gguf.imatrix_rows": 16, "gguf.sensitivity": True})
+    changes = {"gguf.imatrix": True, "gguf.imatrix_rows": 16, "gguf.sensitivity": True}
+    workspace = make_prepared(tmp_path_factory.mktemp("fit"), tiny_model, changes)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workspace.path)
-        fetch_base.main()
-        prepare_dataset.main()
         shutil.copytree("tiny", "models/merged")
         shutil.copy(Path("models/base") / BASE_RECORD, "models/merged")
     return workspace

@@ -5,12 +5,11 @@ import shutil
 from pathlib import Path
 
 from qlora.reporting import plots
-from stages import fetch_base, prepare_dataset
 from stages import quantize_load_train as stage
 
 import pandas
 import pytest
-from conftest import make_workspace
+from conftest import Killed, make_prepared
 from trl import SFTTrainer
 
 STEPS, EVERY, PATIENCE = 25, 5, 2  # the loss is lowest at step 10 and rises until step 20
@@ -30,20 +29,10 @@ OVERFIT = {
 MADE = ("models/adapter/adapter_model.safetensors", "results/train/log.csv")
 
 
-class Killed(BaseException):
-    """Ends a run as SIGKILL does: nothing handles it."""
-
-
 @pytest.fixture(scope="module")
 def overfitting(tmp_path_factory, tiny_model):
     """A workspace whose recipe overfits, with its rows prepared."""
-    workspace = make_workspace(tmp_path_factory.mktemp("overfitting"), tiny_model)
-    workspace.set(OVERFIT)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(workspace.path)
-        fetch_base.main()
-        prepare_dataset.main()
-    return workspace
+    return make_prepared(tmp_path_factory.mktemp("overfitting"), tiny_model, OVERFIT)
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ from qlora.recipe.schema import Lora, Quantization
 from qlora.runtime.console import Refusal
 from qlora.training import layout, memory
 from qlora.weights.architecture import skeleton
-from stages import evaluate, fetch_base, merge, prepare_dataset
+from stages import evaluate, merge, prepare_dataset
 from stages import quantize_load_train as train
 
 import pandas
 import pytest
 import torch
-from conftest import make_workspace
+from conftest import make_prepared
 from fake_hub import COMMIT, fake_hub
 from safetensors.torch import load_file, save_file
 
@@ -33,12 +33,9 @@ FIRST = "data/adapters/first"
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, tiny_model):
     """A workspace with an adapter that was trained on the plain weights."""
-    workspace = make_workspace(tmp_path_factory.mktemp("plain"), tiny_model)
-    workspace.set(PLAIN)
+    workspace = make_prepared(tmp_path_factory.mktemp("plain"), tiny_model, PLAIN)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workspace.path)
-        fetch_base.main()
-        prepare_dataset.main()
         train.main()
         shutil.copytree("models/adapter", FIRST)
     return workspace

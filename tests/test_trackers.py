@@ -14,13 +14,12 @@ from pathlib import Path
 from qlora.recipe.load import load_params
 from qlora.reporting import trackers
 from qlora.runtime.console import Refusal
-from stages import fetch_base, prepare_dataset
 from stages import quantize_load_train as stage
 from tools.doctor import check_run
 
 import pandas
 import pytest
-from conftest import chromium, make_workspace
+from conftest import Killed, chromium, make_prepared
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from trl import SFTTrainer
 
@@ -28,19 +27,10 @@ SCORES = {"adapter": {"loss": 1.25, "stop_rate": 0.5, "peak_memory_mb": None, "e
 OPTIONAL = ("wandb", "mlflow", "trackio")
 
 
-class Killed(BaseException):
-    """Ends a run as SIGKILL does: nothing handles it."""
-
-
 @pytest.fixture(scope="module")
 def ready(tmp_path_factory, tiny_model):
     """A workspace with its rows prepared."""
-    workspace = make_workspace(tmp_path_factory.mktemp("tracked"), tiny_model)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(workspace.path)
-        fetch_base.main()
-        prepare_dataset.main()
-    return workspace
+    return make_prepared(tmp_path_factory.mktemp("tracked"), tiny_model)
 
 
 @pytest.fixture
